@@ -1,0 +1,4 @@
+//! The control plane: fleet, store, steering, discovery and the console.
+
+pub mod fleet;
+pub mod store;

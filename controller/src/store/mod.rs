@@ -1,0 +1,125 @@
+//! Where the cluster's state lives: one trait, two stores, one contract test.
+
+use std::time::Duration;
+
+/// A key with its value.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// Key without the store's root prefix, e.g. `nodes/eu-1`.
+    pub key: String,
+    /// Opaque bytes.
+    pub value: Vec<u8>,
+    /// Store revision of its last change.
+    pub revision: i64,
+    /// The lease it hangs on.
+    pub lease: Option<LeaseId>,
+}
+
+/// A page of a range, in key order.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Entries.
+    pub entries: Vec<Entry>,
+    /// Whether more follow the last one.
+    pub more: bool,
+    /// Revision the page was read at; a watch goes on from the next one.
+    pub revision: i64,
+}
+
+/// A lease.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct LeaseId(pub i64);
+
+/// What must hold for a transaction to apply.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Guard {
+    /// The key has exactly this value.
+    Value(String, Vec<u8>),
+    /// The key was last changed at this revision.
+    Revision(String, i64),
+    /// The key does not exist.
+    Absent(String),
+}
+
+/// A write.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Op {
+    /// Sets a key.
+    Put {
+        /// Key.
+        key: String,
+        /// Value.
+        value: Vec<u8>,
+        /// Lease to hang it on.
+        lease: Option<LeaseId>,
+    },
+    /// Removes a key; removing none is fine.
+    Delete(String),
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WatchEvent {
+    /// A key was set.
+    Put(Entry),
+    /// A key is gone, by delete or by the end of its lease.
+    Delete {
+        /// Key.
+        key: String,
+        /// Revision of the deletion.
+        revision: i64,
+    },
+    /// The watch had to start over (compaction, reconnect): what follows is the whole prefix, then [`WatchEvent::Synced`].
+    Reset,
+    /// The prefix has been told in full; from here on come changes.
+    Synced,
+}
+
+/// A watch. Ends never by itself; it repairs itself (compaction, reconnect) and says so with [`WatchEvent::Reset`].
+/// Dropping it ends it.
+pub type Watch = tokio::sync::mpsc::Receiver<WatchEvent>;
+
+/// Why a store did not do as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Nobody answers; worth another try.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
+    /// The lease has run out.
+    #[error("the lease has ended")]
+    LeaseEnded,
+    /// It will not do it, now or later.
+    #[error("the store refuses: {0}")]
+    Refused(String),
+}
+
+/// State for the console and `turnctl status`.
+#[derive(Clone, Debug)]
+pub struct StoreStatus {
+    /// `etcd` or `embedded`.
+    pub kind: &'static str,
+    /// What the store calls its version.
+    pub version: String,
+}
+
+/// A key-value store with transactions, leases and watches. Every call retries what may pass within a few seconds.
+#[tonic::async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// One key.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+    /// Up to `limit` entries under `prefix`, after `after` (exclusive) if given.
+    async fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StoreError>;
+    /// Applies all `ops` if every guard holds (true), else nothing (false). At most 128 ops; values up to 64 KiB.
+    async fn transact(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<bool, StoreError>;
+    /// The whole prefix, then its changes for ever.
+    async fn watch(&self, prefix: &str) -> Result<Watch, StoreError>;
+    /// A lease of this length (whole seconds, at least 2).
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+    /// Renews a lease.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+    /// Ends a lease and removes the keys on it.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+    /// Whether it answers, and what it is.
+    async fn status(&self) -> Result<StoreStatus, StoreError>;
+}

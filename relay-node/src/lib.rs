@@ -1,0 +1,20 @@
+//! A TURN relay: serves STUN/TURN, keeps its allocations through its own death, reports to the controller.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`] | what is written (TOML, environment, flags) and what is checked |
+//! | [`dataplane`] | one worker thread per core: sockets, the loop, rings between workers |
+//! | [`registry`] | node-wide slow-path state: bound ports, counts per user |
+//! | [`journal`] | append-only record log in the state directory |
+//! | [`control`] | the session with a controller |
+//! | [`sys`] | the only unsafe code |
+
+pub mod config;
+pub mod control;
+pub mod dataplane;
+pub mod health;
+pub mod journal;
+pub mod metrics;
+pub mod registry;
+pub mod state_directory;
+pub mod sys;

@@ -1,0 +1,40 @@
+//! STUN and TURN (RFC 8489, RFC 8656) as a value.
+//!
+//! A [`Server`] turns (time, bytes, addresses) into a [`Verdict`] for the packet in hand and [`Output`]s for
+//! whoever mirrors its state. It owns no socket, clock, thread or task; both clocks and the random seed are
+//! arguments, so a test can replay any history.
+//!
+//! The contract: after every [`Server::handle_input`], drain [`Server::poll_output`], then arm
+//! [`Server::poll_timeout`]. A success answer is only given for what a [`Host`] has already bound, and the worker
+//! writes the drained [`Output::Record`]s to its journal *before* it sends the answer (journal before reply).
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`wire`] | bytes: STUN messages, attributes, ChannelData, integrity; imports nothing outside itself |
+//! | [`address`] | five-tuples, paths, peers, relayed addresses: different things, different types |
+//! | [`policy`] | which peers a client may reach |
+//! | [`credential`] | time-limited and static credentials: mint and verify |
+//! | [`nonce`] | nonces that need no table |
+//! | [`record`] | the versioned allocation record: encode, decode, merge |
+//! | [`server`] | the TURN server |
+//! | [`client`] | a TURN client as a value, for probes and tests |
+
+pub mod address;
+pub mod client;
+pub mod credential;
+pub mod nonce;
+pub mod policy;
+pub mod record;
+pub mod server;
+pub mod settings;
+pub mod wire;
+
+pub use address::{
+    ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, RelayedAddr, Transport, WorkerId,
+};
+pub use policy::Policy;
+pub use record::{AllocationId, Change, EndReason, Record};
+pub use server::{
+    BindError, BindRequest, DropReason, Head, Host, Input, IpMeta, Now, Out, Output, Route, Server, Verdict,
+};
+pub use settings::{Key, KeyRing, Limits, Settings, StaticUser};

@@ -1,0 +1,309 @@
+//! The TURN server: `Server`, `Input`, `Verdict`, `Output`; the whole public API on one screen.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::{
+    AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, Record, RelayedAddr, Settings,
+    WorkerId,
+};
+
+/// Both clocks, read by the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For deadlines.
+    pub mono: Instant,
+    /// Unix milliseconds, for credentials, nonces and records.
+    pub wall: u64,
+}
+
+/// IP header fields that relaying carries over (RFC 8656 §14).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct IpMeta {
+    /// DSCP (upper six bits) and ECN (lower two).
+    pub dscp_ecn: u8,
+}
+
+/// What happened. Nothing else can wake the machine; both clocks come from the caller.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A datagram, or one whole frame of a stream (RFC 8656 §12.5), from a client.
+    FromClient {
+        /// Who sent it and where to.
+        from: FiveTuple,
+        /// The way an answer leaves.
+        path: Path,
+        /// The bytes.
+        packet: &'a [u8],
+        /// IP header fields.
+        ip: IpMeta,
+    },
+    /// A datagram that arrived at a relayed address.
+    FromPeer {
+        /// Where it arrived.
+        relayed: RelayedAddr,
+        /// Its source.
+        from: PeerAddr,
+        /// The application data.
+        packet: &'a [u8],
+        /// IP header fields.
+        ip: IpMeta,
+    },
+    /// A stream ended: its allocation ends with it (RFC 8656 §5).
+    Closed(ConnectionId),
+    /// An ICMP error came for what this relayed address sent to the peer (RFC 8656 §11.5).
+    Icmp {
+        /// The relayed address that sent.
+        relayed: RelayedAddr,
+        /// The peer it sent to.
+        peer: PeerAddr,
+        /// ICMP type.
+        kind: u8,
+        /// ICMP code.
+        code: u8,
+    },
+    /// From journal or store, newest (epoch, sequence) already chosen; its addresses are bound.
+    Restore {
+        /// What to bring back.
+        record: Box<Record>,
+        /// The way to its client in this process.
+        path: Path,
+    },
+    /// Key rings, policy, limits, drain.
+    Configure(Arc<Settings>),
+    /// Records are written under this epoch from now on.
+    Own {
+        /// The new epoch.
+        epoch: u64,
+    },
+    /// An operator ends an allocation.
+    Revoke(AllocationId),
+    /// A kernel fast path carried packets for this relayed address: its bindings are in use.
+    KernelActivity(RelayedAddr),
+    /// The instant of [`Server::poll_timeout`] has come.
+    Timeout,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Out {
+    /// To a client of this relay.
+    Client {
+        /// Whom, and from which server address.
+        to: FiveTuple,
+        /// By which socket.
+        path: Path,
+    },
+    /// To a peer on the internet, from a relayed address.
+    Peer {
+        /// The socket to send from.
+        via: RelayedAddr,
+        /// The peer.
+        to: PeerAddr,
+    },
+    /// To another allocation of this node, which this worker (perhaps the same) owns.
+    Worker {
+        /// Who owns `to`.
+        worker: WorkerId,
+        /// The sender's relayed address; its advertised address is the source the other sees.
+        via: RelayedAddr,
+        /// The relayed address of the other allocation.
+        to: PeerAddr,
+    },
+    /// To a relayed address of another member, by the backbone.
+    Member {
+        /// Which member.
+        member: MemberId,
+        /// The sender's relayed address.
+        via: RelayedAddr,
+        /// The relayed address there.
+        to: PeerAddr,
+    },
+}
+
+/// At most 48 bytes that stand before a payload: a ChannelData header, or a Data indication up to its data.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    bytes: [u8; Head::MAX],
+    len: u8,
+}
+
+impl Head {
+    /// Header 20, XOR-PEER-ADDRESS of IPv6 24, DATA's own header 4.
+    pub const MAX: usize = 48;
+    /// Nothing.
+    pub const EMPTY: Self = Self {
+        bytes: [0; Self::MAX],
+        len: 0,
+    };
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// What to do with the packet just handed in. Nothing is copied or written in place: the caller gathers.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Send `head`, then `packet[payload]`, then `padding` zero bytes.
+    Send {
+        /// Where to.
+        out: Out,
+        /// What stands before the payload.
+        head: Head,
+        /// The payload, a range of the packet handed in.
+        payload: Range<usize>,
+        /// Zero bytes behind it, 0..=3 (RFC 8489 §14, RFC 8656 §12.5).
+        padding: u8,
+        /// IP header fields to set.
+        ip: IpMeta,
+    },
+    /// Send [`Server::reply`] to the client; write the drained records to the journal first.
+    Reply {
+        /// Always [`Out::Client`].
+        out: Out,
+    },
+    /// Nothing to send.
+    Done,
+    /// Nothing to send, and the packet is counted under this reason.
+    Drop(DropReason),
+}
+
+/// Slow-path effects, mirrored by whoever cares: sockets, journal, reports.
+#[derive(Debug)]
+pub enum Output {
+    /// The allocation that held this address is gone: close the socket, free the port and the user's share.
+    Release {
+        /// What [`Host::bind`] had returned.
+        relayed: RelayedAddr,
+        /// Whose quota it was counted under, see [`BindRequest::quota_key`].
+        quota_key: Box<[u8]>,
+    },
+    /// For journal and store.
+    Record(Change),
+    /// The connection's allocation was revoked or broken: close it.
+    Close(ConnectionId),
+}
+
+/// What a server needs from the process around it. `bind` is the slow path, `route` runs per packet.
+pub trait Host {
+    /// Binds a relayed address and counts it for its user. Success is never answered for a port not held.
+    ///
+    /// # Errors
+    /// See [`BindError`]; nothing is held then.
+    fn bind(&mut self, request: BindRequest<'_>) -> Result<RelayedAddr, BindError>;
+
+    /// Whether an address belongs to this node, to another member or to the internet. Never blocks, never allocates.
+    fn route(&self, to: PeerAddr) -> Route;
+}
+
+/// A wanted relayed address.
+#[derive(Clone, Copy, Debug)]
+pub struct BindRequest<'a> {
+    /// Wanted family.
+    pub family: Family,
+    /// Who is counted: the part of an ephemeral user name after its colon, else the whole name.
+    pub quota_key: &'a [u8],
+}
+
+/// Why no relayed address was bound.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum BindError {
+    /// 440.
+    #[error("this relay has no address of that family")]
+    FamilyUnsupported,
+    /// 486.
+    #[error("the user holds as many allocations as allowed")]
+    QuotaReached,
+    /// 508.
+    #[error("no port is left")]
+    NoPort,
+}
+
+/// Who owns a peer's transport address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Route {
+    /// Not ours: by the socket of the relayed address.
+    Internet,
+    /// A relayed address of this node, owned by this worker.
+    Worker(WorkerId),
+    /// A relayed address of another member.
+    Member(MemberId),
+    /// An IP of ours, but no relayed address: never reachable (abuse.md A).
+    Nobody,
+}
+
+/// Why a packet came to nothing. A bounded metric label.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// Neither STUN nor ChannelData, or broken.
+    Malformed,
+    /// An indication or ChannelData without an allocation (RFC 8656 §11, §12).
+    NoAllocation,
+    /// ChannelData on a channel that is not bound (RFC 8656 §12.6).
+    NoChannel,
+    /// No permission for the peer (RFC 8656 §9).
+    NoPermission,
+    /// The address policy forbids the peer.
+    ForbiddenPeer,
+    /// An own IP, but no relayed address there.
+    NobodyThere,
+    /// The allocation's peer family differs (RFC 8656 §10, §11).
+    FamilyMismatch,
+    /// The backbone does not carry it.
+    NoBackbone,
+    /// A response or an unknown method: silence.
+    Unexpected,
+    /// Longer than the next hop can carry.
+    TooLong,
+}
+
+/// The TURN server of one worker: owns the allocations whose clients hash to it.
+pub struct Server {
+    #[allow(dead_code)]
+    worker: WorkerId,
+}
+
+impl Server {
+    /// A server without allocations. `seed` feeds allocation ids and indication transaction ids only; ports come from the [`Host`].
+    pub fn new(worker: WorkerId, relay_address: IpAddr, epoch: u64, settings: Arc<Settings>, seed: [u8; 32]) -> Self {
+        let _ = (relay_address, epoch, settings, seed);
+        Self { worker }
+    }
+
+    /// The one way in.
+    pub fn handle_input(&mut self, now: Now, input: Input<'_>, host: &mut impl Host) -> Verdict {
+        let _ = (now, input, host);
+        Verdict::Done
+    }
+
+    /// The answer of the last [`Verdict::Reply`]; valid until the next input.
+    pub fn reply(&self) -> &[u8] {
+        &[]
+    }
+
+    /// Effects, oldest first.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        None
+    }
+
+    /// When to hand in [`Input::Timeout`]; never a scan.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Allocations held.
+    pub fn allocations(&self) -> usize {
+        0
+    }
+
+    /// The record of every allocation, for a resync or a compaction.
+    pub fn records(&self, now: Now) -> impl Iterator<Item = Record> + '_ {
+        let _ = now;
+        std::iter::empty()
+    }
+}
