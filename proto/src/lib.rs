@@ -1,7 +1,7 @@
 //! The gRPC contracts of Turnpike, generated from `proto/turnpike/v1/*.proto`.
 
 /// Version 1 of the contracts.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod v1 {
     tonic::include_proto!("turnpike.v1");
 
