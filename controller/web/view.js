@@ -1,0 +1,217 @@
+// From a snapshot to the page. Elements are kept by key and changed in place, so focus and scrolling survive.
+import { bitrate, clock, count, duration, person, plural } from "./format.js";
+import { keyed, part, text } from "./keyed.js";
+import { History, spark } from "./spark.js";
+
+/** Seconds of history behind each sparkline. */
+const HISTORY = 120;
+/** Rows drawn at most; the rest is counted in the note. */
+const MAX_ROWS = 200;
+
+const byId = (id) => document.getElementById(id);
+const totals = { allocations: new History(HISTORY), traffic: new History(HISTORY), packets: new History(HISTORY) };
+const traffic = new Map();
+let shown = null;
+
+const STATES = {
+  ready: "good",
+  draining: "warn",
+  overloaded: "warn",
+  suspect: "warn",
+  lost: "bad",
+};
+
+/** Says that the controller is away since `lastSnapshotAt` (Unix ms, 0 for never), or back (`null`). */
+export const away = (lastSnapshotAt) => {
+  const live = byId("live");
+  const banner = byId("away");
+  banner.hidden = lastSnapshotAt === null;
+  if (lastSnapshotAt === null) {
+    text(live, "live");
+    live.dataset.tone = "good";
+    return;
+  }
+  text(live, "reconnecting");
+  live.dataset.tone = "warn";
+  const age = lastSnapshotAt ? `What you see is ${duration((Date.now() - lastSnapshotAt) / 1000)} old.` : "";
+  text(banner, `The controller does not answer; trying again. Calls go on without it. ${age}`);
+};
+
+/** Draws a snapshot. */
+export const render = (snapshot) => {
+  const fresh = shown?.at !== snapshot.at;
+  shown = snapshot;
+  const nodes = snapshot.nodes ?? [];
+  const controller = snapshot.controller ?? {};
+  text(byId("controller"), [controller.id, controller.version && `version ${controller.version}`, controller.store && `${controller.store} store`].filter(Boolean).join(" · "));
+  byId("store").hidden = controller.store_healthy !== false;
+  if (fresh) remember(nodes, snapshot.allocations ?? []);
+  drawTotals(nodes, snapshot.regions ?? []);
+  drawRegions(nodes, snapshot.regions ?? []);
+  drawEvents(snapshot.events ?? []);
+  drawAllocations(snapshot.allocations ?? [], sum(nodes, "allocations"));
+};
+
+const sum = (nodes, field) => nodes.reduce((total, node) => total + (node[field] ?? 0), 0);
+
+const remember = (nodes) => {
+  totals.allocations.push(sum(nodes, "allocations"));
+  totals.traffic.push(sum(nodes, "bytes_per_second"));
+  totals.packets.push(sum(nodes, "packets_per_second"));
+  const present = new Set(nodes.map((node) => node.id));
+  for (const id of traffic.keys()) if (!present.has(id)) traffic.delete(id);
+  for (const node of nodes) {
+    if (!traffic.has(node.id)) traffic.set(node.id, new History(HISTORY));
+    traffic.get(node.id).push(node.bytes_per_second ?? 0);
+  }
+};
+
+const drawTotals = (nodes, regions) => {
+  const ready = nodes.filter((node) => node.state === "ready").length;
+  text(byId("total-relays"), nodes.length ? `${ready} of ${nodes.length}` : "0");
+  text(byId("total-regions"), regions.length ? `in ${plural(regions.length, "region")}` : "no region yet");
+  text(byId("total-allocations"), count(sum(nodes, "allocations")));
+  text(byId("total-traffic"), bitrate(sum(nodes, "bytes_per_second")));
+  text(byId("total-packets"), count(sum(nodes, "packets_per_second")));
+  spark(byId("spark-allocations"), totals.allocations);
+  spark(byId("spark-traffic"), totals.traffic);
+  spark(byId("spark-packets"), totals.packets);
+};
+
+const drawRegions = (nodes, regions) => {
+  const names = [...new Set([...regions.map((region) => region.name), ...nodes.map((node) => node.region)])].sort();
+  byId("no-relays").hidden = nodes.length > 0;
+  keyed(byId("regions"), names, (name) => name, newRegion, (element, name) => {
+    const own = nodes.filter((node) => node.region === name);
+    const ready = own.filter((node) => node.state === "ready").length;
+    text(part(element, "name"), name);
+    text(part(element, "summary"), `${ready} of ${plural(own.length, "relay")} ready · ${plural(sum(own, "allocations"), "allocation")} · ${bitrate(sum(own, "bytes_per_second"))}`);
+    keyed(part(element, "relays"), own, (node) => node.id, newRelay, drawRelay);
+  });
+};
+
+const make = (html) => {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content.firstElementChild;
+};
+
+const newRegion = () =>
+  make(`<section class="region"><header><h3 data-part="name"></h3><span class="quiet small" data-part="summary"></span></header><div class="relays" data-part="relays"></div></section>`);
+
+const newRelay = () =>
+  make(`<article class="card relay">
+    <header><h4 data-part="id"></h4><span class="pill" data-part="state"></span></header>
+    <p class="where mono" data-part="where"></p>
+    <p class="reason" data-part="reason" hidden></p>
+    <dl>
+      <div><dt>Allocations</dt><dd data-part="allocations"></dd></div>
+      <div><dt>Packets/s</dt><dd data-part="packets"></dd></div>
+      <div><dt>Traffic</dt><dd data-part="traffic"></dd></div>
+    </dl>
+    <svg class="spark" data-part="spark" aria-hidden="true"></svg>
+    <div class="load"><span>CPU</span><div class="track" data-part="track" role="meter" aria-label="CPU of the busiest worker" aria-valuemin="0" aria-valuemax="100"><i data-part="fill"></i></div><span data-part="cpu"></span></div>
+    <footer data-part="footer"></footer>
+  </article>`);
+
+const drawRelay = (element, node) => {
+  const state = part(element, "state");
+  text(part(element, "id"), node.id);
+  text(state, node.state ?? "unknown");
+  state.dataset.tone = STATES[node.state] ?? "";
+  const reason = part(element, "reason");
+  text(reason, node.reason ?? "");
+  reason.hidden = !node.reason;
+  text(part(element, "where"), (node.listeners ?? []).map(listener).join("  "));
+  text(part(element, "allocations"), count(node.allocations));
+  text(part(element, "packets"), count(node.packets_per_second));
+  text(part(element, "traffic"), bitrate(node.bytes_per_second));
+  spark(part(element, "spark"), traffic.get(node.id));
+  const percent = Math.min(100, (node.cpu_permille ?? 0) / 10);
+  const track = part(element, "track");
+  track.setAttribute("aria-valuenow", percent.toFixed(0));
+  track.dataset.tone = percent >= 85 ? "bad" : percent >= 60 ? "warn" : "";
+  part(element, "fill").style.width = `${percent}%`;
+  text(part(element, "cpu"), `${percent.toFixed(0)} %`);
+  const place = node.zone ? `zone ${node.zone} · ` : "";
+  text(part(element, "footer"), `${place}epoch ${node.epoch ?? "–"} · version ${node.version ?? "–"} · heard ${ago(node.last_report_ms_ago)}`);
+};
+
+/** A listener is `udp://192.0.2.1:3478`, or an object of the same. */
+const listener = (entry) => (typeof entry === "string" ? entry : `${entry.transport}://${entry.address}`);
+
+const ago = (ms) => (ms === undefined || ms === null ? "never" : ms < 1500 ? "just now" : `${duration(ms / 1000)} ago`);
+
+const TONES = [
+  [/lost|expired|superseded|failed|revoked/, "bad"],
+  [/suspect|drain|overload|left|ended/, "warn"],
+  [/join|ready|restored|back|registered/, "good"],
+];
+
+const drawEvents = (events) => {
+  const newest = [...events].sort((a, b) => b.at - a.at).slice(0, 50);
+  byId("no-events").hidden = newest.length > 0;
+  const seen = new Map();
+  const key = (event) => {
+    const base = `${event.at} ${event.kind} ${event.node} ${event.detail}`;
+    const n = seen.get(base) ?? 0;
+    seen.set(base, n + 1);
+    return `${base} ${n}`;
+  };
+  const rows = newest.map((event) => [key(event), event]);
+  keyed(byId("events"), rows, ([k]) => k, () => make(`<li><time data-part="at"></time><span><strong data-part="kind"></strong> <span data-part="node"></span></span><span class="detail" data-part="detail"></span></li>`), (element, [, event]) => {
+    element.dataset.tone = TONES.find(([pattern]) => pattern.test(event.kind))?.[1] ?? "";
+    const at = part(element, "at");
+    at.dateTime = new Date(event.at).toISOString();
+    text(at, clock(event.at));
+    text(part(element, "kind"), String(event.kind).replaceAll("_", " "));
+    text(part(element, "node"), event.node ?? "");
+    const detail = part(element, "detail");
+    text(detail, event.detail ?? "");
+    detail.hidden = !event.detail;
+  });
+};
+
+const CELLS = ["User", "Relay", "Client", "Relayed address", "Permissions", "Channels", "Age", "Expires in"];
+
+const drawAllocations = (allocations, total) => {
+  const wanted = byId("filter").value.trim().toLowerCase();
+  const matches = (row) => !wanted || [row.user, row.node, row.client, row.relayed, row.transport].some((value) => String(value ?? "").toLowerCase().includes(wanted));
+  const found = allocations.filter(matches).sort((a, b) => (a.age_s ?? 0) - (b.age_s ?? 0) || (a.id < b.id ? -1 : 1));
+  const rows = found.slice(0, MAX_ROWS);
+  const known = Math.max(total, allocations.length);
+  const notes = [];
+  if (wanted) notes.push(`${count(found.length)} of ${count(allocations.length)} match`);
+  if (known > rows.length && !wanted) notes.push(`${count(rows.length)} of ${count(known)} shown`);
+  text(byId("allocations-note"), notes.join(" · "));
+  const empty = byId("no-allocations");
+  empty.hidden = rows.length > 0;
+  text(empty, wanted && allocations.length ? "No allocation matches the filter." : "No allocation is open. Start a call, or run turnctl probe, and it shows up here within a second.");
+  keyed(byId("allocations"), rows, (row) => `${row.node} ${row.id}`, newRow, drawRow);
+};
+
+const newRow = () => {
+  const row = document.createElement("tr");
+  for (const name of CELLS) {
+    const cell = row.insertCell();
+    cell.dataset.name = name;
+    if (["Permissions", "Channels", "Age", "Expires in"].includes(name)) cell.className = "number";
+    if (["Client", "Relayed address"].includes(name)) cell.className = "mono";
+  }
+  return row;
+};
+
+const drawRow = (row, allocation) => {
+  const [user, relay, client, relayed, permissions, channels, age, expires] = row.cells;
+  text(user, person(allocation.user));
+  user.title = allocation.user ?? "";
+  text(relay, allocation.node);
+  text(client, `${allocation.client} ${allocation.transport ?? ""}`.trim());
+  text(relayed, allocation.relayed);
+  text(permissions, count(allocation.permissions));
+  text(channels, count(allocation.channels));
+  text(age, duration(allocation.age_s));
+  text(expires, duration(allocation.expires_s));
+};
+
+byId("filter").addEventListener("input", () => shown && render(shown));
