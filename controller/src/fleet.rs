@@ -1,10 +1,18 @@
-//! Nodes as the store and their reports show them (pure).
+//! Nodes as the store and their reports show them (pure), and the watched view of them ([`FleetView`]).
+
+mod bookkeeping;
+mod ownership;
+mod view;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use turn_core::Transport;
+
+pub use bookkeeping::{FleetChange, FleetEvent};
+pub use ownership::{Claimant, Decision, Granted, decide_owner};
+pub use view::{FleetView, ViewOptions};
 
 /// `nodes/<id>`: what a relay said of itself when it joined. JSON in the store, so that `etcdctl get` can be read.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -54,6 +62,10 @@ pub struct OwnerRecord {
     pub node_id: String,
     /// Under which epoch.
     pub epoch: u64,
+    /// Random per control session and drawn anew after every write of unknown outcome: a guard on the whole value
+    /// then also refuses what an older session, or a delayed copy of an older transaction, still tries to write.
+    #[serde(default)]
+    pub session: String,
 }
 
 /// `load/<id>`.
@@ -91,11 +103,82 @@ pub struct NodeView {
     pub load: LoadRecord,
 }
 
+/// Above these a node is overloaded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Thresholds {
+    /// CPU of the busiest worker, 1..=1000 thousandths.
+    pub cpu_permille: u32,
+    /// Share of `max_allocations` in use, 1..=100 per cent; a node without a limit has no such threshold.
+    pub allocations_percent: u64,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            cpu_permille: 850,
+            allocations_percent: 90,
+        }
+    }
+}
+
+/// What a node is good for.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum NodeState {
+    /// Takes new clients.
+    Ready,
+    /// Asked to be left out of discovery.
+    Draining,
+    /// Above a threshold: left out of discovery while others are not.
+    Overloaded,
+    /// Its stream is broken, or it vanished in a store outage: it may be gone.
+    Suspect,
+}
+
+impl std::fmt::Display for NodeState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Overloaded => "overloaded",
+            Self::Suspect => "suspect",
+        })
+    }
+}
+
+impl NodeView {
+    /// Its state, worst reason first: suspect, draining, overloaded.
+    pub fn state(&self, thresholds: &Thresholds) -> NodeState {
+        let limit = self.record.max_allocations;
+        let full = limit > 0
+            && u128::from(self.load.allocations) * 100
+                >= u128::from(limit) * u128::from(thresholds.allocations_percent);
+        if self.load.suspect {
+            NodeState::Suspect
+        } else if self.load.draining {
+            NodeState::Draining
+        } else if full || self.load.busiest_worker_permille >= thresholds.cpu_permille {
+            NodeState::Overloaded
+        } else {
+            NodeState::Ready
+        }
+    }
+}
+
 /// The fleet at one moment: what steering, the console and the CLI look at. Kept by a watch, replaced whole.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Snapshot {
     /// By node id.
     pub nodes: BTreeMap<String, NodeView>,
+}
+
+impl Snapshot {
+    /// The node that serves a relay address: the one that owns it, else one that says it is its address.
+    pub fn node_of(&self, relay_address: IpAddr) -> Option<&NodeView> {
+        self.nodes
+            .values()
+            .filter(|node| node.record.relay_address == relay_address)
+            .max_by_key(|node| node.epoch)
+    }
 }
 
 mod transport_name {

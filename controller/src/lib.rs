@@ -1,4 +1,6 @@
 //! The control plane: fleet, store, steering, discovery and the console.
 
 pub mod fleet;
+pub mod identity;
+pub mod steering;
 pub mod store;
