@@ -1,0 +1,121 @@
+//! coturn: the server that ours is compared with, and its load generator.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::{Value, json};
+use sha1::Sha1;
+
+use crate::process::{Host, Process};
+use crate::wait::eventually;
+
+/// Secret of the coturn that a test starts.
+const SECRET: &str = "coturn-of-a-test";
+/// Realm of it.
+const REALM: &str = "coturn";
+
+/// A running `turnserver`.
+pub struct Coturn {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Coturn {
+    /// Starts it on port 3478 of an address of `host`; relays between any addresses.
+    ///
+    /// # Errors
+    /// It is not installed or does not answer.
+    pub async fn start(host: &Host, address: IpAddr, directory: &Path) -> Result<Self> {
+        let mut command = Command::new("turnserver");
+        command.args([
+            "-n",
+            "--no-cli",
+            "--no-tls",
+            "--no-dtls",
+            "--fingerprint",
+            "--use-auth-secret",
+            "--log-file=stdout",
+        ]);
+        command.args(["--allow-loopback-peers", "--no-software-attribute", "-m", "2"]);
+        command
+            .arg(format!("--static-auth-secret={SECRET}"))
+            .arg(format!("--realm={REALM}"));
+        command
+            .arg(format!("--listening-ip={address}"))
+            .arg(format!("--relay-ip={address}"));
+        command.arg(format!("--userdb={}", directory.join("coturn.sqlite").display()));
+        command.arg(format!("--pidfile={}", directory.join("coturn.pid").display()));
+        let process = Process::start(host, directory, "coturn", command)?;
+        let mut server = Self {
+            process,
+            address: SocketAddr::new(address, 3478),
+        };
+        let to = server.address;
+        eventually(
+            "coturn answers a Binding request",
+            Duration::from_secs(20),
+            async || {
+                server.process.must_run()?;
+                host.run(async move { binding(to).await }).await
+            },
+        )
+        .await?;
+        Ok(server)
+    }
+
+    /// `iceServers` with fresh credentials; `transport` is `udp` or `tcp`.
+    ///
+    /// # Errors
+    /// The clock stands before 1970.
+    pub fn ice_servers(&self, transport: &str) -> Result<Value> {
+        let (username, credential) = rest_credentials(SECRET.as_bytes(), "test")?;
+        let url = format!("turn:{}?transport={transport}", self.address);
+        Ok(json!([{"urls": [url], "username": username, "credential": credential}]))
+    }
+}
+
+/// User name and password as a TURN REST service mints them, good for an hour. Written here once more on purpose: it
+/// checks the cluster's own against an independent reading of the draft.
+///
+/// # Errors
+/// The clock stands before 1970.
+pub fn rest_credentials(secret: &[u8], user: &str) -> Result<(String, String)> {
+    let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 3600;
+    let username = format!("{expires}:{user}");
+    let mut mac = Hmac::<Sha1>::new_from_slice(secret)?;
+    mac.update(username.as_bytes());
+    Ok((username, STANDARD.encode(mac.finalize().into_bytes())))
+}
+
+/// One STUN Binding request over UDP, answered or not within 200 ms.
+///
+/// # Errors
+/// No answer.
+pub async fn binding(server: SocketAddr) -> Result<()> {
+    let any: SocketAddr = if server.is_ipv4() {
+        "0.0.0.0:0".parse()?
+    } else {
+        "[::]:0".parse()?
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_nonblocking(true)?;
+    let socket = tokio::net::UdpSocket::from_std(socket)?;
+    let mut request = [0; 20];
+    request[1] = 1;
+    request[4..8].copy_from_slice(&[0x21, 0x12, 0xA4, 0x42]);
+    getrandom::fill(&mut request[8..]).map_err(|e| anyhow!("{e}"))?;
+    socket.send_to(&request, server).await?;
+    let mut answer = [0; 512];
+    let receive = tokio::time::timeout(Duration::from_millis(200), socket.recv_from(&mut answer));
+    let (length, _) = receive.await.context("no answer to a Binding request")??;
+    if length < 20 || answer[..2] != [0x01, 0x01] || answer[8..20] != request[8..] {
+        bail!("not an answer to the Binding request");
+    }
+    Ok(())
+}

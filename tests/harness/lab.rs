@@ -1,0 +1,136 @@
+//! A small internet in network namespaces: servers on public addresses, two clients behind symmetric NATs.
+//!
+//! patchbay holds its namespaces by file descriptor, so nothing is left behind whichever way a test ends.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+use patchbay::{Device, Lab, Nat, Router, RouterPreset};
+
+use crate::process::Host;
+
+/// The lab.
+pub struct NatLab {
+    lab: Lab,
+    data_center: Router,
+    alice: Client,
+    bob: Client,
+}
+
+/// A client and the NAT before it.
+pub struct Client {
+    device: Device,
+    router: Router,
+}
+
+impl Client {
+    /// Where its programs run.
+    #[must_use]
+    pub fn host(&self) -> Host {
+        Host::Device(self.device.clone())
+    }
+
+    /// Lets UDP through its NAT or not, flows that exist included; TCP always passes.
+    ///
+    /// # Errors
+    /// nftables refuses.
+    pub async fn block_udp(&self, blocked: bool) -> Result<()> {
+        // `add` before `delete`: deleting what is not there is an error.
+        let rules = if blocked {
+            "add table inet lab; add chain inet lab block { type filter hook forward priority 5; }; flush chain inet lab block; \
+             add rule inet lab block meta l4proto udp drop"
+        } else {
+            "add table inet lab; delete table inet lab"
+        };
+        let mut command = tokio::process::Command::new("nft");
+        command.arg(rules);
+        let status = self.router.spawn_command(command)?.wait().await?;
+        ensure!(status.success(), "nft {rules}: {status}");
+        Ok(())
+    }
+}
+
+impl NatLab {
+    /// Two clients, each behind a NAT that gives every destination another random port.
+    ///
+    /// # Errors
+    /// Not root, or the kernel refuses.
+    pub async fn start() -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("network namespaces need root: run the tests as root");
+        }
+        let lab = Lab::builder()
+            .allow_real_root()
+            .build()
+            .await
+            .context("make network namespaces")?;
+        let data_center = lab.add_router("dc").preset(RouterPreset::PublicV4).build().await?;
+        let alice = Self::client(&lab, "alice").await?;
+        let bob = Self::client(&lab, "bob").await?;
+        Ok(Self {
+            lab,
+            data_center,
+            alice,
+            bob,
+        })
+    }
+
+    async fn client(lab: &Lab, name: &str) -> Result<Client> {
+        let router = lab.add_router(&format!("nat-{name}")).nat(Nat::Strict).build().await?;
+        let device = lab.add_device(name).uplink(router.id()).build().await?;
+        Ok(Client { device, router })
+    }
+
+    /// Adds a server with a public address of its own.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn server(&self, name: &str) -> Result<Server> {
+        let device = self.lab.add_device(name).uplink(self.data_center.id()).build().await?;
+        let address = device.ip().with_context(|| format!("{name} has no address"))?;
+        Ok(Server {
+            host: Host::Device(device),
+            address,
+        })
+    }
+
+    /// How two servers see one and the same UDP socket of the first client.
+    ///
+    /// # Errors
+    /// They do not see it.
+    pub async fn mappings_of_alice(&self) -> Result<[SocketAddr; 2]> {
+        let mut servers = Vec::new();
+        for name in ["reflector-1", "reflector-2"] {
+            let device = match self.lab.device_by_name(name) {
+                Some(device) => device,
+                None => self.lab.add_device(name).uplink(self.data_center.id()).build().await?,
+            };
+            let address = SocketAddr::from((device.ip().context("no address")?, 7000));
+            servers.push((address, device.spawn_reflector(address).await?));
+        }
+        let alice = self.alice.device.clone();
+        let (first, second) = (servers[0].0, servers[1].0);
+        Ok([alice.probe_udp_mapping(first)?, alice.probe_udp_mapping(second)?])
+    }
+
+    /// The first client.
+    #[must_use]
+    pub fn alice(&self) -> &Client {
+        &self.alice
+    }
+
+    /// The second client.
+    #[must_use]
+    pub fn bob(&self) -> &Client {
+        &self.bob
+    }
+}
+
+/// A machine on the lab's internet.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where its programs run.
+    pub host: Host,
+    /// Its public address.
+    pub address: Ipv4Addr,
+}

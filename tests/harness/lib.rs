@@ -1,0 +1,14 @@
+//! What the cluster's tests stand on: real processes, a lab of NATs, a browser, an etcd, TURN clients.
+
+pub mod chromium;
+pub mod coturn;
+pub mod lab;
+pub mod loopback;
+pub mod peer;
+pub mod process;
+pub mod scenario;
+pub mod wait;
+
+pub use process::{Host, Process};
+pub use scenario::{Scenario, run, run_within};
+pub use wait::eventually;
