@@ -84,8 +84,9 @@ const drawRegions = (nodes, regions) => {
   keyed(byId("regions"), names, (name) => name, newRegion, (element, name) => {
     const own = nodes.filter((node) => node.region === name);
     const ready = own.filter((node) => node.state === "ready").length;
+    element.style.setProperty("--relays", Math.max(1, own.length));
     text(part(element, "name"), name);
-    text(part(element, "summary"), `${ready} of ${plural(own.length, "relay")} ready · ${plural(sum(own, "allocations"), "allocation")} · ${bitrate(sum(own, "bytes_per_second"))}`);
+    text(part(element, "summary"), `${ready} of ${own.length} ready · ${plural(sum(own, "allocations"), "allocation")} · ${bitrate(sum(own, "bytes_per_second"))}`);
     keyed(part(element, "relays"), own, (node) => node.id, newRelay, drawRelay);
   });
 };
@@ -151,6 +152,7 @@ const TONES = [
 const drawEvents = (events) => {
   const newest = [...events].sort((a, b) => b.at - a.at).slice(0, 50);
   byId("no-events").hidden = newest.length > 0;
+  byId("events").hidden = newest.length === 0;
   const seen = new Map();
   const key = (event) => {
     const base = `${event.at} ${event.kind} ${event.node} ${event.detail}`;
@@ -186,6 +188,7 @@ const drawAllocations = (allocations, total) => {
   text(byId("allocations-note"), notes.join(" · "));
   const empty = byId("no-allocations");
   empty.hidden = rows.length > 0;
+  byId("allocations").closest("table").hidden = rows.length === 0;
   text(empty, wanted && allocations.length ? "No allocation matches the filter." : "No allocation is open. Start a call, or run turnctl probe, and it shows up here within a second.");
   keyed(byId("allocations"), rows, (row) => `${row.node} ${row.id}`, newRow, drawRow);
 };
