@@ -1,0 +1,34 @@
+//! MESSAGE-INTEGRITY (RFC 8489 §14.5) and FINGERPRINT (RFC 8489 §14.7).
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
+use subtle::ConstantTimeEq;
+
+/// Length of a whole MESSAGE-INTEGRITY attribute.
+pub(super) const MESSAGE_INTEGRITY_LEN: usize = 24;
+/// Length of a whole FINGERPRINT attribute.
+pub(super) const FINGERPRINT_LEN: usize = 8;
+/// RFC 8489 §14.7: tells a STUN FINGERPRINT from an application's own CRC-32.
+const FINGERPRINT_XOR: u32 = 0x5354_554E;
+
+/// HMAC-SHA1 of `before`, a message up to the MESSAGE-INTEGRITY attribute, with the header's length taken to end
+/// behind that attribute. `before` must hold a header.
+pub(super) fn message_integrity(key: &[u8], before: &[u8]) -> [u8; 20] {
+    let mut mac = Hmac::<Sha1>::new_from_slice(key).expect("HMAC takes a key of any length");
+    // A message is at most 20 + 65,532 bytes, so this fits.
+    let len = (before.len() - 20 + MESSAGE_INTEGRITY_LEN) as u16;
+    mac.update(&before[..2]);
+    mac.update(&len.to_be_bytes());
+    mac.update(&before[4..]);
+    mac.finalize().into_bytes().into()
+}
+
+/// Whether both are the same, in time that depends on their lengths only.
+pub(super) fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
+    left.ct_eq(right).into()
+}
+
+/// CRC of `before`, a message up to the FINGERPRINT attribute whose header already counts that attribute.
+pub(super) fn fingerprint(before: &[u8]) -> u32 {
+    crc32fast::hash(before) ^ FINGERPRINT_XOR
+}
