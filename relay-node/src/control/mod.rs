@@ -1,1 +1,12 @@
-//! To be written.
+//! The session with a controller; off the packet threads, and never needed to carry a packet.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`session`] | joins, reconnects, hands on what the controller says |
+//! | [`reporter`] | which record changes the controller is told, and when (pure) |
+//! | `cluster` | what the controller said, laid over this relay's own configuration (pure) |
+//! | `load` | what a relay reports of itself each second (pure) |
+
+mod cluster;
+mod load;
+pub mod reporter;
