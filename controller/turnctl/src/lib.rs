@@ -1,3 +1,16 @@
-//! The command line of a Turnpike cluster, as a library: the local cluster and the tests use its certificates.
+//! The command line of a Turnpike cluster.
+//!
+//! `cli` reads the arguments, `connection` finds a controller, one module in `commands` does the work and
+//! `output` alone writes to standard output. The certificates of [`pki`] serve the local cluster and the tests too.
 
 pub mod pki;
+
+mod cli;
+mod commands;
+mod connection;
+mod contexts;
+mod failure;
+mod output;
+mod units;
+
+pub use cli::run;

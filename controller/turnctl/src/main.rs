@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! `turnctl`: see `turnctl --help`.
+
+fn main() -> std::process::ExitCode {
+    turnctl::run()
+}
