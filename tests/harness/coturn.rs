@@ -1,6 +1,6 @@
 //! coturn: the server that ours is compared with, and its load generator.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha1::Sha1;
 
-use crate::process::{Host, Process};
+use crate::place::Place;
+use crate::process::Process;
 use crate::wait::eventually;
 
 /// Secret of the coturn that a test starts.
@@ -31,7 +32,8 @@ impl Coturn {
     ///
     /// # Errors
     /// It is not installed or does not answer.
-    pub async fn start(host: &Host, address: IpAddr, directory: &Path) -> Result<Self> {
+    pub async fn start(place: &Place, directory: &Path) -> Result<Self> {
+        let address = place.address;
         let mut command = Command::new("turnserver");
         command.args([
             "-n",
@@ -51,7 +53,7 @@ impl Coturn {
             .arg(format!("--relay-ip={address}"));
         command.arg(format!("--userdb={}", directory.join("coturn.sqlite").display()));
         command.arg(format!("--pidfile={}", directory.join("coturn.pid").display()));
-        let process = Process::start(host, directory, "coturn", command)?;
+        let process = Process::start(&place.host, directory, "coturn", command)?;
         let mut server = Self {
             process,
             address: SocketAddr::new(address, 3478),
@@ -62,7 +64,7 @@ impl Coturn {
             Duration::from_secs(20),
             async || {
                 server.process.must_run()?;
-                host.run(async move { binding(to).await }).await
+                place.host.run(async move { binding(to).await }).await
             },
         )
         .await?;

@@ -2,11 +2,12 @@
 //!
 //! patchbay holds its namespaces by file descriptor, so nothing is left behind whichever way a test ends.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use patchbay::{Device, Lab, Nat, Router, RouterPreset};
 
+use crate::place::Place;
 use crate::process::Host;
 
 /// The lab.
@@ -85,12 +86,12 @@ impl NatLab {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn server(&self, name: &str) -> Result<Server> {
+    pub async fn server(&self, name: &str) -> Result<Place> {
         let device = self.lab.add_device(name).uplink(self.data_center.id()).build().await?;
         let address = device.ip().with_context(|| format!("{name} has no address"))?;
-        Ok(Server {
+        Ok(Place {
             host: Host::Device(device),
-            address,
+            address: address.into(),
         })
     }
 
@@ -124,13 +125,4 @@ impl NatLab {
     pub fn bob(&self) -> &Client {
         &self.bob
     }
-}
-
-/// A machine on the lab's internet.
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// Where its programs run.
-    pub host: Host,
-    /// Its public address.
-    pub address: Ipv4Addr,
 }

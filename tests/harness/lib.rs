@@ -1,12 +1,15 @@
 //! What the cluster's tests stand on: real processes, a lab of NATs, a browser, an etcd, TURN clients.
 
 pub mod chromium;
+pub mod cluster;
 pub mod coturn;
+pub mod etcd;
 pub mod lab;
-pub mod loopback;
 pub mod peer;
+pub mod place;
 pub mod process;
 pub mod scenario;
+pub mod uclient;
 pub mod wait;
 
 pub use process::{Host, Process};

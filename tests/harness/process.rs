@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -32,6 +32,19 @@ impl Host {
             Self::Device(device) => device.spawn_command_sync(command),
         }
         .with_context(|| format!("start {program} (`tests/run` installs and builds what the tests need)"))
+    }
+
+    /// Runs a program there to its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn output(&self, mut command: Command) -> Result<Output> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = self.spawn(command)?;
+        Ok(tokio::task::spawn_blocking(|| child.wait_with_output()).await??)
     }
 
     /// Runs a future whose sockets are opened there.

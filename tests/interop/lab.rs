@@ -14,7 +14,7 @@ fn browsers_meet_through_coturn() -> Result<()> {
     run_within(Duration::from_secs(180), async |test| {
         let lab = NatLab::start().await?;
         let server = lab.server("coturn").await?;
-        let coturn = Coturn::start(&server.host, server.address.into(), test.path()).await?;
+        let coturn = Coturn::start(&server, test.path()).await?;
         let mut alice = Peer::start(&lab.alice().host(), test.path(), "alice").await?;
         let mut bob = Peer::start(&lab.bob().host(), test.path(), "bob").await?;
         for transport in ["udp", "tcp"] {

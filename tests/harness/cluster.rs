@@ -1,0 +1,419 @@
+//! A cluster of real release binaries: certificates, controllers, relays, and the questions a user would ask it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use turnctl::pki::{self, Ca, Identity};
+
+use crate::etcd::Etcd;
+use crate::place::Place;
+use crate::process::{Host, Process};
+use crate::wait::eventually;
+
+/// Longest a member may take from its start to its readiness. A promise is asserted where it is made; this only ends a
+/// test whose member will never be ready.
+const READY: Duration = Duration::from_secs(20);
+/// Validity of the certificates.
+const VALIDITY: Duration = Duration::from_secs(86_400);
+
+/// Port of a controller's gRPC.
+pub const GRPC: u16 = 9443;
+/// Port of a controller's HTTP.
+pub const HTTP: u16 = 8080;
+/// Port of a relay's STUN and TURN.
+pub const TURN: u16 = 3478;
+/// Port of a relay's health and metrics.
+pub const RELAY_HTTP: u16 = 9478;
+
+/// Path of a release binary of this workspace.
+///
+/// # Errors
+/// It is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    );
+    let path = target.join("release").join(name);
+    ensure!(
+        path.is_file(),
+        "{} is missing: run `cargo build --release --workspace --bins` (tests/run does)",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Where a cluster's controllers keep their state.
+#[derive(Clone, Copy)]
+pub enum Store<'a> {
+    /// A file of the one controller.
+    Embedded,
+    /// Real etcd.
+    Etcd(&'a Etcd),
+}
+
+/// A controller.
+pub struct Controller {
+    /// Where it runs.
+    pub place: Place,
+    config: PathBuf,
+    process: Option<Process>,
+}
+
+/// A relay.
+pub struct Relay {
+    /// Its node id.
+    pub id: String,
+    /// Where it runs.
+    pub place: Place,
+    config: PathBuf,
+    process: Option<Process>,
+}
+
+/// How a relay differs from the usual one.
+#[derive(Clone, Debug)]
+pub struct RelayOptions {
+    /// Region.
+    pub region: String,
+    /// Worker threads.
+    pub workers: u16,
+    /// More lines for its configuration.
+    pub more: String,
+}
+
+impl RelayOptions {
+    /// A relay in this region with one worker.
+    #[must_use]
+    pub fn in_region(region: &str) -> Self {
+        Self {
+            region: region.to_owned(),
+            workers: 1,
+            more: String::new(),
+        }
+    }
+}
+
+/// The cluster: its authority and where its files are.
+pub struct Cluster {
+    directory: PathBuf,
+    ca: Ca,
+    controllers: Vec<SocketAddr>,
+}
+
+impl Cluster {
+    /// A cluster with nothing but a certificate authority.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn new(directory: &Path) -> Result<Self> {
+        let ca = pki::create_ca("test cluster")?;
+        ca.write(directory, false)?;
+        let cluster = Self {
+            directory: directory.to_owned(),
+            ca,
+            controllers: Vec::new(),
+        };
+        cluster.issue(&Identity::Admin("test".into()))?;
+        Ok(cluster)
+    }
+
+    fn issue(&self, identity: &Identity) -> Result<(PathBuf, PathBuf)> {
+        let pair = self.ca.issue(identity, &[], &[], VALIDITY)?;
+        Ok(pair.write(&self.directory, &identity.file_stem(), true)?)
+    }
+
+    fn tls(&self, identity: &Identity) -> Result<String> {
+        let (certificate, key) = self.issue(identity)?;
+        let ca = self.directory.join(pki::CA_CERTIFICATE);
+        Ok(format!(
+            "tls = {{ ca = {ca:?}, certificate = {certificate:?}, key = {key:?} }}"
+        ))
+    }
+
+    /// Starts a controller and waits until it is ready. `more` are further lines of its configuration.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub async fn controller(&mut self, place: &Place, store: Store<'_>, more: &str) -> Result<Controller> {
+        let id = format!("controller-{}", self.controllers.len() + 1);
+        let store = match store {
+            Store::Embedded => format!(
+                "{{ kind = \"embedded\", path = {:?} }}",
+                self.directory.join(format!("{id}.store"))
+            ),
+            Store::Etcd(etcd) => format!("{{ kind = \"etcd\", endpoints = [\"{}\"] }}", etcd.endpoint()),
+        };
+        let mut text = String::new();
+        writeln!(
+            text,
+            "id = \"{id}\"\nregion = \"eu\"\ngrpc = \"{}\"\nhttp = \"{}\"",
+            place.at(GRPC),
+            place.at(HTTP)
+        )?;
+        writeln!(
+            text,
+            "{}\nstore = {store}\nlog = \"debug\"\n{more}",
+            self.tls(&Identity::Controller(id.clone()))?
+        )?;
+        let config = self.directory.join(format!("{id}.toml"));
+        fs::write(&config, text)?;
+        self.controllers.push(place.at(GRPC));
+        let mut controller = Controller {
+            place: place.clone(),
+            config,
+            process: None,
+        };
+        controller.start().await?;
+        Ok(controller)
+    }
+
+    /// Starts a relay that joins the controllers started so far, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub async fn relay(&self, id: &str, place: &Place, options: &RelayOptions) -> Result<Relay> {
+        let mut relay = Relay {
+            id: id.to_owned(),
+            place: place.clone(),
+            config: self.directory.join(format!("{id}.toml")),
+            process: None,
+        };
+        self.configure(&relay, options)?;
+        relay.start().await?;
+        Ok(relay)
+    }
+
+    /// Writes a relay's configuration again; it holds from its next start.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn configure(&self, relay: &Relay, options: &RelayOptions) -> Result<()> {
+        let place = &relay.place;
+        let controllers: Vec<String> = self.controllers.iter().map(|at| format!("https://{at}")).collect();
+        let mut text = String::new();
+        writeln!(text, "node_id = \"{}\"\nregion = \"{}\"", relay.id, options.region)?;
+        writeln!(text, "state_dir = {:?}", self.state_of(&relay.id))?;
+        writeln!(text, "listen = [\"udp://{at}\", \"tcp://{at}\"]", at = place.at(TURN))?;
+        writeln!(text, "relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"", ip = place.address)?;
+        writeln!(text, "allow_loopback_peers = {}", place.address.is_loopback())?;
+        writeln!(
+            text,
+            "workers = {}\nhttp = \"{}\"",
+            options.workers,
+            place.at(RELAY_HTTP)
+        )?;
+        writeln!(
+            text,
+            "controllers = {controllers:?}\n{}",
+            self.tls(&Identity::Relay(relay.id.clone()))?
+        )?;
+        writeln!(text, "{}", options.more)?;
+        fs::write(&relay.config, text)?;
+        Ok(())
+    }
+
+    /// State directory of a relay.
+    #[must_use]
+    pub fn state_of(&self, id: &str) -> PathBuf {
+        self.directory.join(format!("{id}.state"))
+    }
+
+    /// Runs `turnctl` as an administrator on `host`.
+    ///
+    /// # Errors
+    /// It cannot be started; how it ended is in the output.
+    pub async fn turnctl(&self, host: &Host, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binary("turnctl")?);
+        let stem = Identity::Admin("test".into()).file_stem();
+        let controllers: Vec<String> = self.controllers.iter().map(|at| format!("https://{at}")).collect();
+        command.env("TURNCTL_CONTROLLER", controllers.join(","));
+        command.env("TURNCTL_CA", self.directory.join(pki::CA_CERTIFICATE));
+        command.env("TURNCTL_CERT", self.directory.join(format!("{stem}.pem")));
+        command.env("TURNCTL_KEY", self.directory.join(format!("{stem}.key")));
+        command.env("TURNCTL_CONFIG", self.directory.join("turnctl.toml"));
+        command.args(arguments);
+        host.output(command).await
+    }
+
+    /// Runs `turnctl … -o json` and reads its answer.
+    ///
+    /// # Errors
+    /// It fails, or the answer is not JSON.
+    pub async fn turnctl_json(&self, host: &Host, arguments: &[&str]) -> Result<Value> {
+        let output = self.turnctl(host, &[arguments, &["-o", "json"]].concat()).await?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "turnctl {}: {}: {error}",
+            arguments.join(" "),
+            output.status
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// `iceServers` of `/v1/ice-servers` with these transports, in the form `RTCPeerConnection` takes.
+    ///
+    /// # Errors
+    /// The controller does not answer with any.
+    pub async fn ice_servers(&self, controller: &Controller, query: &str) -> Result<Value> {
+        let answer: Value = controller.http_json(&format!("/v1/ice-servers?{query}")).await?;
+        let servers = answer["iceServers"].clone();
+        ensure!(
+            servers.as_array().is_some_and(|list| !list.is_empty()),
+            "no ICE servers in {answer}"
+        );
+        Ok(servers)
+    }
+}
+
+impl Controller {
+    /// Starts it, again if it ran before, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub async fn start(&mut self) -> Result<()> {
+        self.process = Some(start(&self.place, "controller", &self.config).await?);
+        ready(&self.place, HTTP, self.process.as_mut().context("started")?).await
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().context("the controller does not run")?.kill()
+    }
+
+    /// Reads JSON from its HTTP address.
+    ///
+    /// # Errors
+    /// No answer, or not a success.
+    pub async fn http_json<T: DeserializeOwned + Send + 'static>(&self, path: &str) -> Result<T> {
+        let text = http_get(&self.place, HTTP, path).await?;
+        serde_json::from_str(&text).with_context(|| format!("{path} answered {text}"))
+    }
+}
+
+impl Relay {
+    /// Starts it, again if it ran before, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not get ready.
+    pub async fn start(&mut self) -> Result<()> {
+        self.launch().await?;
+        ready(&self.place, RELAY_HTTP, self.process.as_mut().context("started")?).await
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn launch(&mut self) -> Result<()> {
+        self.process = Some(start(&self.place, "relay-node", &self.config).await?);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process
+            .take()
+            .with_context(|| format!("{} does not run", self.id))?
+            .kill()
+    }
+
+    /// SIGTERM; answers how it ended.
+    ///
+    /// # Errors
+    /// It did not end.
+    pub async fn stop(&mut self) -> Result<ExitStatus> {
+        self.process
+            .take()
+            .with_context(|| format!("{} does not run", self.id))?
+            .terminate(Duration::from_secs(10))
+            .await
+    }
+
+    /// Where clients reach it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.place.at(TURN)
+    }
+
+    /// Sum of a metric's samples whose labels contain `labels`; 0 if there are none.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn metric(&self, name: &str, labels: &str) -> Result<f64> {
+        let text = http_get(&self.place, RELAY_HTTP, "/metrics").await?;
+        Ok(sum_of(&text, name, labels))
+    }
+
+    /// All metrics, as Prometheus reads them.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn metrics(&self) -> Result<String> {
+        http_get(&self.place, RELAY_HTTP, "/metrics").await
+    }
+}
+
+fn sum_of(text: &str, name: &str, labels: &str) -> f64 {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(name))
+        .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(labels))
+        .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+async fn start(place: &Place, program: &str, config: &Path) -> Result<Process> {
+    let name = config
+        .file_stem()
+        .context("configuration without a name")?
+        .to_string_lossy()
+        .into_owned();
+    let mut command = Command::new(binary(program)?);
+    command.arg("--config").arg(config);
+    let directory = config.parent().context("configuration without a directory")?;
+    Process::start(&place.host, directory, &name, command)
+}
+
+async fn ready(place: &Place, port: u16, process: &mut Process) -> Result<()> {
+    eventually("/readyz answers 200", READY, async || {
+        process.must_run()?;
+        http_get(place, port, "/readyz").await
+    })
+    .await?;
+    Ok(())
+}
+
+/// Body of a successful GET.
+///
+/// # Errors
+/// No answer within two seconds, or not a success.
+pub async fn http_get(place: &Place, port: u16, path: &str) -> Result<String> {
+    let url = format!("http://{}{path}", place.at(port));
+    place
+        .host
+        .run(async move {
+            // A client of its own: its connections belong to the namespace they were opened in.
+            let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
+            let answer = client.get(&url).send().await?;
+            let (status, body) = (answer.status(), answer.text().await?);
+            if !status.is_success() {
+                bail!("{url}: {status}: {body}");
+            }
+            Ok(body)
+        })
+        .await
+        .map_err(|e| anyhow!("{e:#}"))
+}
