@@ -148,7 +148,8 @@ mod tests {
     fn who_may_use_it_and_when() {
         let hour = u64::from(HOUR);
         let (v4, v6) = ("192.0.2.1:5", "[2001:db8::1]:5");
-        let cases: &[(&str, &str, &str, u64, &[u8], Freshness)] = &[
+        type Case = (&'static str, &'static str, &'static str, u64, &'static [u8], Freshness);
+        let cases: &[Case] = &[
             ("at once", v4, v4, NOW, &[1], Freshness::Fresh),
             ("IPv6", v6, v6, NOW, &[1], Freshness::Fresh),
             ("the last second", v4, v4, NOW + hour, &[1], Freshness::Fresh),
