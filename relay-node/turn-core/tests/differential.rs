@@ -22,10 +22,7 @@ fn id_number(id: [u8; 12]) -> u128 {
 }
 
 fn any_address() -> impl Strategy<Value = SocketAddr> {
-    prop_oneof![
-        any::<([u8; 4], u16)>().prop_map(SocketAddr::from),
-        any::<([u8; 16], u16)>().prop_map(SocketAddr::from),
-    ]
+    prop_oneof![any::<([u8; 4], u16)>().prop_map(SocketAddr::from), any::<([u8; 16], u16)>().prop_map(SocketAddr::from),]
 }
 
 proptest! {
@@ -138,24 +135,17 @@ proptest! {
 }
 
 fn signed_or_not() -> impl Strategy<Value = Vec<u8>> {
-    (
-        any::<[u8; 12]>(),
-        any_address(),
-        any::<bool>(),
-        proptest::collection::vec(any::<u8>(), 0..40),
-    )
-        .prop_map(|(id, peer, signed, data)| {
+    (any::<[u8; 12]>(), any_address(), any::<bool>(), proptest::collection::vec(any::<u8>(), 0..40)).prop_map(
+        |(id, peer, signed, data)| {
             let mut buffer = vec![0; 512];
             let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::ChannelBind, TransactionId(id));
             writer.attribute(&XorPeerAddress(peer)).attribute(&Data(&data));
             if signed {
-                writer
-                    .attribute(&Username(b"user"))
-                    .integrity(b"key")
-                    .attribute(&Lifetime(0));
+                writer.attribute(&Username(b"user")).integrity(b"key").attribute(&Lifetime(0));
             }
             let len = writer.finish().expect("fits");
             buffer.truncate(len);
             buffer
-        })
+        },
+    )
 }

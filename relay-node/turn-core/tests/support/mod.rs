@@ -1,0 +1,112 @@
+//! A server with a process around it that is only values: ports are numbers, the network is a queue.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+
+pub mod driver;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use turn_core::{
+    BindError, BindRequest, Family, FiveTuple, Host, Key, KeyRing, ListenerId, Now, Path, PeerAddr, RelayedAddr, Route,
+    Server, Settings, StaticUser, Transport, WorkerId,
+};
+
+/// Where clients reach the relay, and its relay IP.
+pub const SERVER: &str = "198.51.100.1:3478";
+/// Unix ms at which every test begins.
+pub const EPOCH: u64 = 1_800_000_000_000;
+
+pub fn addr(text: &str) -> SocketAddr {
+    text.parse().expect("a literal address")
+}
+
+/// Ports by counting, all owned by worker 0.
+#[derive(Debug, Default)]
+pub struct Ports {
+    next: u16,
+    /// Relayed addresses held, and under which quota key.
+    pub held: HashMap<SocketAddr, Vec<u8>>,
+    /// Refuse everything from now on.
+    pub exhausted: bool,
+}
+
+impl Ports {
+    fn ip(family: Family) -> IpAddr {
+        match family {
+            Family::V4 => addr(SERVER).ip(),
+            Family::V6 => addr("[2001:db9::1]:0").ip(),
+        }
+    }
+}
+
+impl Host for Ports {
+    fn bind(&mut self, request: BindRequest<'_>) -> Result<RelayedAddr, BindError> {
+        if self.exhausted {
+            return Err(BindError::NoPort);
+        }
+        self.next += 1;
+        let address = SocketAddr::new(Self::ip(request.family), 49_152 + self.next);
+        self.held.insert(address, request.quota_key.to_vec());
+        Ok(RelayedAddr { bound: address, advertised: address })
+    }
+
+    fn route(&self, to: PeerAddr) -> Route {
+        if self.held.contains_key(&to.socket_addr()) {
+            Route::Worker(WorkerId(0))
+        } else if [Family::V4, Family::V6].map(Self::ip).contains(&to.ip()) {
+            Route::Nobody
+        } else {
+            Route::Internet
+        }
+    }
+}
+
+/// One user, "user" / "password", and one REST secret, "secret".
+pub fn settings() -> Settings {
+    let key = |id, secret: &[u8]| KeyRing(vec![Key { id, secret: secret.to_vec() }]);
+    Settings {
+        realm: "turnpike".into(),
+        rest_secrets: key(1, b"secret"),
+        nonce_keys: key(1, b"nonce key"),
+        static_users: vec![StaticUser { username: b"user".to_vec(), password: b"password".to_vec() }],
+        ..Settings::default()
+    }
+}
+
+pub fn server() -> Server {
+    Server::new(WorkerId(0), addr(SERVER).ip(), 1, Arc::new(settings()), [7; 32])
+}
+
+pub fn five_tuple(client: SocketAddr) -> FiveTuple {
+    FiveTuple { transport: Transport::Udp, client, server: addr(SERVER) }
+}
+
+pub const PATH: Path = Path::Listener(ListenerId(0));
+
+/// A clock that only the test moves.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    pub elapsed: Duration,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Self { start: Instant::now(), elapsed: Duration::ZERO }
+    }
+
+    pub fn mono(&self) -> Instant {
+        self.start + self.elapsed
+    }
+
+    pub fn now(&self) -> Now {
+        Now { mono: self.mono(), wall: EPOCH + self.elapsed.as_millis() as u64 }
+    }
+
+    /// Moves to an instant that is not in the past.
+    pub fn advance_to(&mut self, at: Instant) {
+        self.elapsed = self.elapsed.max(at.saturating_duration_since(self.start));
+    }
+}
