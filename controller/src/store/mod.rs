@@ -1,6 +1,24 @@
-//! Where the cluster's state lives: one trait, two stores, one contract test.
+//! Where the cluster's state lives: one trait, two stores, one contract test (`tests/store_contract.rs`).
 
+mod embedded;
+mod etcd;
+
+use std::collections::HashSet;
 use std::time::Duration;
+
+pub use embedded::EmbeddedStore;
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
+
+/// Most operations, and most guards, in a transaction.
+pub const MAX_OPS: usize = 128;
+/// Longest value in bytes.
+pub const MAX_VALUE: usize = 64 * 1024;
+/// Most bytes of keys and values in a transaction; etcd takes 1.5 MiB by default.
+pub const MAX_TRANSACTION: usize = 1024 * 1024;
+/// Most entries in a page, whatever is asked for.
+pub const MAX_PAGE: usize = 1000;
+/// Shortest lease.
+pub const MIN_LEASE: Duration = Duration::from_secs(2);
 
 /// A key with its value.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -83,7 +101,7 @@ pub type Watch = tokio::sync::mpsc::Receiver<WatchEvent>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Nobody answers; worth another try.
+    /// Nobody answers, after the retries; worth another try. A transaction may or may not have applied, or may yet.
     #[error("the store does not answer: {0}")]
     Unavailable(String),
     /// The lease has run out.
@@ -103,16 +121,21 @@ pub struct StoreStatus {
     pub version: String,
 }
 
-/// A key-value store with transactions, leases and watches. Every call retries what may pass within a few seconds.
+/// A key-value store with transactions, leases and watches. Every call retries what may pass within a few seconds,
+/// except a transaction whose outcome is unknown.
 #[tonic::async_trait]
 pub trait Store: Send + Sync + 'static {
     /// One key.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
-    /// Up to `limit` entries under `prefix`, after `after` (exclusive) if given.
+    /// Up to `limit` (at most [`MAX_PAGE`]) entries under `prefix`, after the key `after` (exclusive) if given.
     async fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StoreError>;
-    /// Applies all `ops` if every guard holds (true), else nothing (false). At most 128 ops; values up to 64 KiB.
+    /// Applies all `ops` if every guard holds (true), else nothing (false). At most [`MAX_OPS`] ops on as many
+    /// different keys, [`MAX_VALUE`] bytes a value and [`MAX_TRANSACTION`] in all.
+    ///
+    /// An attempt of unknown outcome is not repeated but [`StoreError::Unavailable`]: the first copy might land after
+    /// whatever is written next. Who must be sure changes a guarded value before trying again.
     async fn transact(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<bool, StoreError>;
-    /// The whole prefix, then its changes for ever.
+    /// The whole prefix, then its changes for ever. Begins even while the store is away.
     async fn watch(&self, prefix: &str) -> Result<Watch, StoreError>;
     /// A lease of this length (whole seconds, at least 2).
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
@@ -122,4 +145,48 @@ pub trait Store: Send + Sync + 'static {
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
     /// Whether it answers, and what it is.
     async fn status(&self) -> Result<StoreStatus, StoreError>;
+}
+
+/// Checks what both stores refuse alike.
+fn check_transaction(guards: &[Guard], ops: &[Op]) -> Result<(), StoreError> {
+    if ops.len() > MAX_OPS || guards.len() > MAX_OPS {
+        return Err(StoreError::Refused(format!(
+            "{} operations and {} guards in a transaction, at most {MAX_OPS} of each",
+            ops.len(),
+            guards.len()
+        )));
+    }
+    let mut keys = HashSet::with_capacity(ops.len());
+    let mut bytes = 0;
+    for op in ops {
+        let (key, value) = match op {
+            Op::Put { key, value, .. } => (key, value.len()),
+            Op::Delete(key) => (key, 0),
+        };
+        if value > MAX_VALUE {
+            return Err(StoreError::Refused(format!(
+                "{key}: {value} bytes, at most {MAX_VALUE}"
+            )));
+        }
+        if !keys.insert(key.as_str()) {
+            return Err(StoreError::Refused(format!("{key}: twice in one transaction")));
+        }
+        bytes += key.len() + value;
+    }
+    if bytes > MAX_TRANSACTION {
+        return Err(StoreError::Refused(format!(
+            "{bytes} bytes in a transaction, at most {MAX_TRANSACTION}"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks a lease's length.
+fn check_lease(ttl: Duration) -> Result<(), StoreError> {
+    if ttl < MIN_LEASE || ttl.subsec_nanos() != 0 {
+        return Err(StoreError::Refused(format!(
+            "a lease of {ttl:?}; whole seconds, at least {MIN_LEASE:?}"
+        )));
+    }
+    Ok(())
 }

@@ -1,0 +1,403 @@
+//! The etcd store (etcd 3.4 or newer, v3 API).
+
+mod watch;
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue, PutOptions,
+    TlsOptions, Txn, TxnOp,
+};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::Code;
+
+use super::{
+    Entry, Guard, LeaseId, MAX_PAGE, Op, Page, Store, StoreError, StoreStatus, Watch, check_lease, check_transaction,
+};
+
+/// How long a call goes on retrying. A leader change takes etcd 1-1.5 s.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long one attempt of a call that may be repeated waits.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// First pause between attempts; doubles up to the second one.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(400));
+/// Pings on an idle connection; etcd ends connections that ping more often than each 5 s.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
+/// Answers may hold a page of the longest values.
+const MAX_ANSWER: usize = (MAX_PAGE + 100) * super::MAX_VALUE;
+
+/// How to reach etcd.
+#[derive(Clone, Default)]
+pub struct EtcdOptions {
+    /// `http://host:port` or `https://host:port`, one or more members.
+    pub endpoints: Vec<String>,
+    /// Before every key; ends in a slash by custom.
+    pub prefix: String,
+    /// For `https` endpoints; without it the system's roots are not consulted and `https` fails.
+    pub tls: Option<EtcdTls>,
+    /// User and password, where etcd asks for them.
+    pub user: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Certificates for etcd, PEM.
+#[derive(Clone, Default)]
+pub struct EtcdTls {
+    /// Who signed the members' certificates.
+    pub ca: Vec<u8>,
+    /// Ours and its key, where etcd asks for client certificates.
+    pub certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A store in etcd.
+pub struct EtcdStore {
+    client: Client,
+    root: String,
+}
+
+impl EtcdStore {
+    /// Connects and asks for the version; one that is older than 3.5 works but is warned of.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if no member answers within a few seconds, [`StoreError::Refused`] for options that
+    /// cannot work (addresses, certificates, user).
+    pub async fn connect(options: EtcdOptions) -> Result<Self, StoreError> {
+        let mut connect = ConnectOptions::new()
+            .with_require_leader(true)
+            .with_connect_timeout(ATTEMPT)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            .with_auto_token_refresh(true);
+        if let Some(tls) = &options.tls {
+            let mut config = TlsOptions::new().ca_certificate(Certificate::from_pem(&tls.ca));
+            if let Some((certificate, key)) = &tls.certificate {
+                config = config.identity(Identity::from_pem(certificate, key));
+            }
+            connect = connect.with_tls(config);
+        }
+        if let Some((user, password)) = &options.user {
+            connect = connect.with_user(user, password);
+        }
+        let endpoints = &options.endpoints;
+        let client = retry(|| Client::connect(endpoints, Some(connect.clone()))).await?;
+        let store = Self { client, root: options.prefix };
+        let version = store.status().await?.version;
+        if is_before_3_5(&version) {
+            tracing::warn!(version, "etcd is older than 3.5: it works, but slower; 3.5 is asked for in production");
+        } else {
+            tracing::info!(version, "etcd answers");
+        }
+        Ok(store)
+    }
+
+    fn key(&self, key: &str) -> Vec<u8> {
+        [self.root.as_bytes(), key.as_bytes()].concat()
+    }
+}
+
+#[tonic::async_trait]
+impl Store for EtcdStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let mut answer = retry(|| {
+            let (mut kv, key) = (self.client.kv_client(), self.key(key));
+            async move { kv.get(key, None).await }
+        })
+        .await?;
+        Ok(answer.take_kvs().into_iter().next().and_then(|kv| entry(&self.root, kv)))
+    }
+
+    async fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
+        let after = after.map(|after| self.key(after));
+        page(&self.client, &self.root, &self.key(prefix), after, limit, 0).await
+    }
+
+    async fn transact(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<bool, StoreError> {
+        check_transaction(&guards, &ops)?;
+        let compares: Vec<Compare> = guards.into_iter().map(|guard| self.compare(guard)).collect();
+        let ops: Vec<TxnOp> = ops.into_iter().map(|op| self.op(op)).collect();
+        let txn = Txn::new().when(compares).and_then(ops);
+        let deadline = Instant::now() + DEADLINE;
+        let mut pause = BACKOFF.0;
+        loop {
+            let attempt = self.client.kv_client().txn(txn.clone()).await_until(deadline).await;
+            match attempt {
+                Ok(answer) => return Ok(answer.succeeded()),
+                Err(fault) if fault.passing && fault.applied == Applied::No && Instant::now() + pause < deadline => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+                Err(fault) => return Err(fault.error),
+            }
+        }
+    }
+
+    async fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
+        Ok(watch::start(self.client.clone(), self.root.clone(), self.key(prefix)))
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        check_lease(ttl)?;
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let answer = retry(|| {
+            let mut lease = self.client.lease_client();
+            async move { lease.grant(seconds, None).await }
+        })
+        .await?;
+        Ok(LeaseId(answer.id()))
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        retry(|| {
+            let mut client = self.client.lease_client();
+            async move { client.keep_alive(lease.0).await.map(drop) }
+        })
+        .await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let answer = retry(|| {
+            let mut client = self.client.lease_client();
+            async move { client.revoke(lease.0).await.map(drop) }
+        })
+        .await;
+        match answer {
+            // Ended already, or by an attempt whose answer was lost: as asked.
+            Err(StoreError::LeaseEnded) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn status(&self) -> Result<StoreStatus, StoreError> {
+        let answer = retry(|| {
+            let mut maintenance = self.client.maintenance_client();
+            async move { maintenance.status().await }
+        })
+        .await?;
+        Ok(StoreStatus { kind: "etcd", version: answer.version().to_owned() })
+    }
+}
+
+impl EtcdStore {
+    fn compare(&self, guard: Guard) -> Compare {
+        match guard {
+            Guard::Value(key, value) => Compare::value(self.key(&key), CompareOp::Equal, value),
+            Guard::Revision(key, revision) => Compare::mod_revision(self.key(&key), CompareOp::Equal, revision),
+            Guard::Absent(key) => Compare::create_revision(self.key(&key), CompareOp::Equal, 0),
+        }
+    }
+
+    fn op(&self, op: Op) -> TxnOp {
+        match op {
+            Op::Put { key, value, lease } => {
+                let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
+                TxnOp::put(self.key(&key), value, options)
+            }
+            Op::Delete(key) => TxnOp::delete(self.key(&key), None),
+        }
+    }
+}
+
+/// A page of `prefix` (whole keys, with the root) as of `revision`; 0 is now.
+async fn page(
+    client: &Client,
+    root: &str,
+    prefix: &[u8],
+    after: Option<Vec<u8>>,
+    limit: usize,
+    revision: i64,
+) -> Result<Page, StoreError> {
+    let limit = i64::try_from(limit.clamp(1, MAX_PAGE)).unwrap_or(1);
+    let mut from = prefix.to_vec();
+    if let Some(mut after) = after.filter(|after| after.as_slice() >= prefix) {
+        after.push(0);
+        from = after;
+    }
+    let options = GetOptions::new().with_range(prefix_end(prefix)).with_limit(limit).with_revision(revision);
+    let mut answer = retry(|| {
+        let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+        let (from, options) = (from.clone(), options.clone());
+        async move { kv.get(from, Some(options)).await }
+    })
+    .await?;
+    Ok(Page {
+        revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision),
+        more: answer.more(),
+        entries: answer.take_kvs().into_iter().filter_map(|kv| entry(root, kv)).collect(),
+    })
+}
+
+/// The first key behind every key that begins with `prefix`; `\0` is etcd's name for "no end".
+fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
+
+/// An entry without the root; `None` for a key that is no text, which nobody of ours has written.
+fn entry(root: &str, kv: KeyValue) -> Option<Entry> {
+    let revision = kv.mod_revision();
+    let lease = (kv.lease() != 0).then(|| LeaseId(kv.lease()));
+    let (key, value) = kv.into_key_value();
+    let key = String::from_utf8(key).ok()?;
+    let key = key.strip_prefix(root)?.to_owned();
+    Some(Entry { key, value, revision, lease })
+}
+
+/// A failed attempt.
+struct Fault {
+    error: StoreError,
+    /// May go away by itself within seconds.
+    passing: bool,
+    applied: Applied,
+}
+
+/// Whether a failed attempt can have had an effect.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Applied {
+    No,
+    Perhaps,
+}
+
+trait AwaitUntil<T> {
+    async fn await_until(self, deadline: Instant) -> Result<T, Fault>;
+}
+
+impl<T, F: Future<Output = Result<T, Error>>> AwaitUntil<T> for F {
+    async fn await_until(self, deadline: Instant) -> Result<T, Fault> {
+        match timeout_at(deadline, self).await {
+            Ok(answer) => answer.map_err(|error| fault(&error)),
+            Err(_) => Err(Fault {
+                error: StoreError::Unavailable("etcd does not answer in time".to_owned()),
+                passing: true,
+                applied: Applied::Perhaps,
+            }),
+        }
+    }
+}
+
+/// Repeats a call that may be made twice, until it answers, is refused or the deadline has passed.
+async fn retry<T, F: Future<Output = Result<T, Error>>>(call: impl Fn() -> F) -> Result<T, StoreError> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut pause = BACKOFF.0;
+    loop {
+        let attempt = call().await_until(deadline.min(Instant::now() + ATTEMPT)).await;
+        match attempt {
+            Ok(answer) => return Ok(answer),
+            Err(fault) if fault.passing && Instant::now() + pause < deadline => {
+                tracing::debug!(error = %fault.error, "another attempt");
+                sleep(pause).await;
+                pause = (pause * 2).min(BACKOFF.1);
+            }
+            Err(fault) => return Err(fault.error),
+        }
+    }
+}
+
+fn fault(error: &Error) -> Fault {
+    let (passing, applied) = match error {
+        Error::GRpcStatus(status) => judge(status),
+        Error::TransportError(_) | Error::IoError(_) => (true, Applied::No),
+        Error::LeaseKeepAliveError(text) if text == "lease not found" => {
+            return Fault { error: StoreError::LeaseEnded, passing: false, applied: Applied::No };
+        }
+        Error::LeaseKeepAliveError(_) | Error::WatchError(_) => (true, Applied::Perhaps),
+        _ => (false, Applied::No),
+    };
+    let text = match error {
+        Error::GRpcStatus(status) => status.message().to_owned(),
+        other => other.to_string(),
+    };
+    let lease_ended = text.contains("requested lease not found");
+    let error = if lease_ended {
+        StoreError::LeaseEnded
+    } else if passing || text.contains("database space exceeded") {
+        StoreError::Unavailable(text)
+    } else {
+        StoreError::Refused(text)
+    };
+    Fault { error, passing: passing && !lease_ended, applied }
+}
+
+/// Whether a status is of the passing kind, and whether its call may have had an effect.
+fn judge(status: &tonic::Status) -> (bool, Applied) {
+    let text = status.message();
+    match status.code() {
+        Code::Unavailable if never_sent(status) || text == "etcdserver: no leader" => (true, Applied::No),
+        Code::ResourceExhausted if text == "etcdserver: too many requests" => (true, Applied::No),
+        // A broken connection is Unknown, Internal or Cancelled, by where it broke.
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::Aborted => (true, Applied::Perhaps),
+        _ => (false, Applied::No),
+    }
+}
+
+/// Whether there was no connection to send it on.
+fn never_sent(status: &tonic::Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn is_before_3_5(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let major = numbers.next().unwrap_or(0);
+    let minor = numbers.next().unwrap_or(0);
+    (major, minor) < (3, 5)
+}
+
+/// Backs off between a watch's attempts.
+async fn pause_after(failures: u32) {
+    let pause = BACKOFF.0 * 2u32.saturating_pow(failures.min(10));
+    sleep(pause.min(Duration::from_secs(1))).await;
+}
+
+/// Bounds what would otherwise wait for as long as etcd does.
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+    match timeout(limit, call).await {
+        Ok(answer) => answer.map_err(|error| fault(&error).error),
+        Err(_) => Err(StoreError::Unavailable("etcd does not answer in time".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_end_behind_their_last_key() {
+        let cases: &[(&[u8], &[u8])] = &[(b"a/", b"a0"), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")];
+        for (prefix, end) in cases {
+            assert_eq!(prefix_end(prefix), *end, "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn versions() {
+        for (version, old) in [("3.4.23", true), ("3.5.0", false), ("3.10.1", false), ("4.0.0", false), ("?", true)] {
+            assert_eq!(is_before_3_5(version), old, "{version}");
+        }
+    }
+}

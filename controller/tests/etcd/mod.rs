@@ -1,0 +1,194 @@
+//! A real etcd of one member on loopback, and a proxy in front of it that can hold or cut connections.
+// Each test binary uses a part of this.
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// A running (or killed) etcd; its process ends with this.
+pub(crate) struct Etcd {
+    process: Option<Child>,
+    directory: TempDir,
+    client: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Etcd {
+    pub(crate) async fn start() -> Self {
+        // Ports are free when asked for; should another process be faster, take others.
+        for _ in 0..5 {
+            let mut etcd = Self {
+                process: None,
+                directory: tempfile::tempdir().expect("a directory"),
+                client: free_address(),
+                peer: free_address(),
+            };
+            if etcd.start_again().await {
+                return etcd;
+            }
+        }
+        panic!("etcd does not start; is the package etcd-server installed?");
+    }
+
+    /// Starts the process on the same data; false if it ended or does not answer in 20 s.
+    pub(crate) async fn start_again(&mut self) -> bool {
+        let log = std::fs::File::create(self.directory.path().join("log")).expect("a log file");
+        let client = format!("http://{}", self.client);
+        let peer = format!("http://{}", self.peer);
+        let data = self.directory.path().join("data");
+        let process = Command::new("etcd")
+            .args(["--name", "one", "--log-level", "error", "--data-dir"])
+            .arg(data)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("etcd, from Debian's etcd-server");
+        let process = self.process.insert(process);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if process.try_wait().expect("a child").is_some() {
+                return false;
+            }
+            if let Ok(mut connected) = etcd_client::Client::connect([client.as_str()], None).await
+                && connected.get("health", None).await.is_ok()
+            {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("our child");
+            process.wait().expect("our child");
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.client
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A client of its own, beside the store under test.
+    pub(crate) async fn client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([self.endpoint()], None).await.expect("etcd")
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What a proxy does with bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Mode {
+    /// Passes them.
+    Pass,
+    /// Reads none.
+    Hold,
+    /// Ends connections and takes none.
+    Cut,
+}
+
+/// A TCP proxy that ends with this.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    mode: watch::Sender<Mode>,
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let (mode, modes) = watch::channel(Mode::Pass);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.expect("loopback");
+                if *modes.borrow() != Mode::Cut
+                    && let Ok(server) = TcpStream::connect(target).await
+                {
+                    connections.spawn(join(client, server, modes.clone()));
+                }
+            }
+        });
+        Self { address, mode, _tasks: tasks }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+async fn join(client: TcpStream, server: TcpStream, mut modes: watch::Receiver<Mode>) {
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let pass = async {
+        tokio::join!(copy(from_client, to_server, modes.clone()), copy(from_server, to_client, modes.clone()));
+    };
+    let mut watched = modes.clone();
+    tokio::select! {
+        () = pass => {}
+        _ = watched.wait_for(|mode| *mode == Mode::Cut) => {}
+    }
+    modes.mark_unchanged();
+}
+
+async fn copy(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut modes: watch::Receiver<Mode>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        if modes.wait_for(|mode| *mode != Mode::Hold).await.is_err() {
+            return;
+        }
+        match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => {
+                if modes.wait_for(|mode| *mode != Mode::Hold).await.is_err() {
+                    return;
+                }
+                if to.write_all(&buffer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    listener.local_addr().expect("bound")
+}
