@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{allocations, ca, completions, context, discover, events, nodes, status, version};
+use crate::commands::{allocations, ca, completions, context, discover, events, nodes, probe, status, version};
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{Format, Output, say};
@@ -58,6 +58,7 @@ enum Command {
     Discover(discover::DiscoverArgs),
     Credentials(discover::CredentialsArgs),
     Events(events::EventsArgs),
+    Probe(probe::ProbeArgs),
     #[command(subcommand)]
     Context(context::ContextCommand),
     #[command(subcommand)]
@@ -82,6 +83,7 @@ impl Command {
         match self {
             _ if self.is_endless() => None,
             Self::Status(args) if args.wait => Some(Duration::from_secs(300)),
+            Self::Probe(_) => Some(Duration::from_secs(120)),
             _ => Some(Duration::from_secs(30)),
         }
     }
@@ -97,6 +99,7 @@ impl Command {
             Self::Discover(args) => discover::run(args, connection, output).await,
             Self::Credentials(args) => discover::credentials(args, connection, output).await,
             Self::Events(args) => events::run(args, connection, output).await,
+            Self::Probe(args) => probe::run(args, connection, output).await,
             Self::Context(command) => context::run(command, connection, output),
             Self::Ca(command) => ca::run(command, output),
             Self::Completions(args) => completions::run(args, output),

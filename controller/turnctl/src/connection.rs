@@ -224,14 +224,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Turns a refused call into what the user reads. `what` goes on after "cannot".
     pub(crate) fn failure(&self, what: &str, status: &Status) -> Failure {
-        // A status with a source was made on this side: the answer never came.
+        // A status with a source was made on this side: the answer never came. A server that refuses our certificate
+        // says so only now, after the handshake as TLS 1.3 has it, and its alert loses the race against our request.
         if let Some(source) = status.source() {
-            let (reason, controller) = (Reason::of(source), &self.controller);
-            let remedy = match reason {
-                Reason::Rejected(_) => "is the certificate of this cluster, and still valid?",
-                _ => "try again, or another controller",
-            };
-            return Failure::new(Exit::Unreachable, format!("cannot {what}: {controller}: {reason}")).remedy(remedy);
+            let (reason, controller, identity) = (Reason::of(source), &self.controller, &self.identity);
+            return Failure::new(Exit::Unreachable, format!("cannot {what}: {controller}: {reason}")).remedy(format!(
+                "it is stopping, or it refuses your certificate ({identity}): is that of this cluster, and still valid?"
+            ));
         }
         let failure = Failure::new(exit_of(status.code()), format!("cannot {what}: {}", message(status)));
         match status.code() {

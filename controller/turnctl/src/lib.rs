@@ -11,6 +11,7 @@ mod connection;
 mod contexts;
 mod failure;
 mod output;
+mod probe;
 mod units;
 
 pub use cli::run;

@@ -62,6 +62,16 @@ pub(crate) fn permille(thousandths: u32) -> String {
     format!("{}.{}%", thousandths / 10, thousandths % 10)
 }
 
+/// A measured time: `0.42 ms`, `12.3 ms`, `1.20 s`.
+pub(crate) fn measured(duration: Duration) -> String {
+    let ms = duration.as_secs_f64() * 1e3;
+    match ms {
+        ..10.0 => format!("{ms:.2} ms"),
+        ..1000.0 => format!("{ms:.1} ms"),
+        _ => format!("{:.2} s", ms / 1e3),
+    }
+}
+
 /// A Unix millisecond in RFC 3339, UTC; `None` for never and for what no calendar knows.
 pub(crate) fn timestamp(at_ms: u64) -> Option<String> {
     if at_ms == 0 {
@@ -172,6 +182,7 @@ mod tests {
         assert_eq!(bytes(1024 * 1024 - 1), "1.0 MiB");
         assert_eq!((bit_rate(0), bit_rate(125_000)), ("0 bit/s".into(), "1.0 Mbit/s".into()));
         assert_eq!((permille(1000), permille(7)), ("100.0%".into(), "0.7%".into()));
+        assert_eq!(measured(Duration::from_micros(420)), "0.42 ms");
         assert_eq!(timestamp(1_700_000_000_123).as_deref(), Some("2023-11-14T22:13:20.123Z"));
         assert_eq!((timestamp(0), timestamp(u64::MAX)), (None, None));
         assert_eq!(clock(1_700_000_000_123), "22:13:20.123Z");

@@ -15,6 +15,7 @@ pub(crate) mod context;
 pub(crate) mod discover;
 pub(crate) mod events;
 pub(crate) mod nodes;
+pub(crate) mod probe;
 pub(crate) mod status;
 pub(crate) mod version;
 
