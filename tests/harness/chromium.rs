@@ -85,32 +85,16 @@ impl Browser {
         let profile = directory.join(format!("{name}.profile"));
         let mut command = Command::new("sh");
         // The protocol's pipes are descriptors 3 (in) and 4 (out).
-        command
-            .arg("-c")
-            .arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2")
-            .arg("chromium")
-            .args(FLAGS);
-        command
-            .arg(format!("--user-data-dir={}", profile.display()))
-            .arg("about:blank");
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(append_to(&log)?);
+        command.arg("-c").arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2").arg("chromium").args(FLAGS);
+        command.arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(append_to(&log)?);
         let mut child = host.spawn(command)?;
         let input = child.stdin.take().context("no pipe to Chromium")?;
         let output = child.stdout.take().context("no pipe from Chromium")?;
         let process = Process::adopt(name, child, log);
         let connection = Connection::new(input, output);
-        let browser = Self {
-            _process: process,
-            connection,
-        };
-        browser
-            .connection
-            .call(None, "Browser.getVersion", json!({}))
-            .await
-            .context("Chromium does not answer")?;
+        let browser = Self { _process: process, connection };
+        browser.connection.call(None, "Browser.getVersion", json!({})).await.context("Chromium does not answer")?;
         Ok(browser)
     }
 
@@ -119,29 +103,15 @@ impl Browser {
     /// # Errors
     /// It cannot be loaded.
     pub async fn open(&self, url: &str) -> Result<Page> {
-        let target = self
-            .connection
-            .call(
-                None,
-                "Target.createTarget",
-                json!({"url": "about:blank", "newWindow": true}),
-            )
-            .await?;
+        let target =
+            self.connection.call(None, "Target.createTarget", json!({"url": "about:blank", "newWindow": true})).await?;
         let attached = self
             .connection
-            .call(
-                None,
-                "Target.attachToTarget",
-                json!({"targetId": target["targetId"], "flatten": true}),
-            )
+            .call(None, "Target.attachToTarget", json!({"targetId": target["targetId"], "flatten": true}))
             .await?;
         let session = attached["sessionId"].as_str().context("no session")?.to_owned();
         let told = self.connection.subscribe(&session);
-        let page = Page {
-            connection: Arc::clone(&self.connection),
-            session,
-            told,
-        };
+        let page = Page { connection: Arc::clone(&self.connection), session, told };
         for domain in ["Page.enable", "Runtime.enable"] {
             page.call(domain, json!({})).await?;
         }
@@ -161,11 +131,7 @@ impl Page {
         if let Some(error) = answer["errorText"].as_str() {
             bail!("{url}: {error}");
         }
-        self.wait_for(
-            "document.readyState === 'complete' && location.href !== 'about:blank'",
-            ANSWER,
-        )
-        .await
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'", ANSWER).await
     }
 
     /// Value of an expression, or of the promise it evaluates to.
@@ -176,10 +142,8 @@ impl Page {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let answer = self.call("Runtime.evaluate", params).await?;
         if let Some(exception) = answer.get("exceptionDetails") {
-            let text = exception["exception"]["description"]
-                .as_str()
-                .or(exception["text"].as_str())
-                .unwrap_or("it threw");
+            let text =
+                exception["exception"]["description"].as_str().or(exception["text"].as_str()).unwrap_or("it threw");
             let shown: String = expression.chars().take(80).collect();
             bail!("{shown}: {text}");
         }
@@ -191,12 +155,10 @@ impl Page {
     /// # Errors
     /// It does not within `limit`.
     pub async fn wait_for(&self, condition: &str, limit: Duration) -> Result<()> {
-        eventually(condition, limit, async || {
-            match self.evaluate::<bool>(&format!("!!({condition})")).await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(anyhow!("false")),
-                Err(error) => Err(error),
-            }
+        eventually(condition, limit, async || match self.evaluate::<bool>(&format!("!!({condition})")).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(anyhow!("false")),
+            Err(error) => Err(error),
         })
         .await?;
         Ok(())
@@ -224,10 +186,8 @@ impl Page {
         let scheme = if view.dark { "dark" } else { "light" };
         let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call("Emulation.setEmulatedMedia", media).await?;
-        let condition = format!(
-            "innerWidth === {} && matchMedia('(prefers-color-scheme: {scheme})').matches",
-            view.width
-        );
+        let condition =
+            format!("innerWidth === {} && matchMedia('(prefers-color-scheme: {scheme})').matches", view.width);
         self.wait_for(&condition, ANSWER).await?;
         // Two frames: laid out, then painted.
         self.evaluate::<bool>("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(true))))")
@@ -282,9 +242,7 @@ impl Connection {
         bytes.push(0);
         let (sender, receiver) = oneshot::channel();
         lock(&self.waiting).insert(id, sender);
-        lock(&self.input)
-            .write_all(&bytes)
-            .with_context(|| format!("{method}: Chromium has ended"))?;
+        lock(&self.input).write_all(&bytes).with_context(|| format!("{method}: Chromium has ended"))?;
         let answer = tokio::time::timeout(ANSWER, receiver)
             .await
             .with_context(|| format!("{method}: no answer within {ANSWER:?}"))?

@@ -1,5 +1,6 @@
 //! A cluster of real release binaries: certificates, controllers, relays, and the questions a user would ask it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use turnctl::pki::{self, Ca, Identity};
 use crate::etcd::Etcd;
 use crate::place::Place;
 use crate::process::{Host, Process};
+use crate::turn::Login;
 use crate::wait::eventually;
 
 /// Longest a member may take from its start to its readiness. A promise is asserted where it is made; this only ends a
@@ -37,10 +39,8 @@ pub const RELAY_HTTP: u16 = 9478;
 /// # Errors
 /// It is not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    );
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
     let path = target.join("release").join(name);
     ensure!(
         path.is_file(),
@@ -92,11 +92,7 @@ impl RelayOptions {
     /// A relay in this region with one worker.
     #[must_use]
     pub fn in_region(region: &str) -> Self {
-        Self {
-            region: region.to_owned(),
-            workers: 1,
-            more: String::new(),
-        }
+        Self { region: region.to_owned(), workers: 1, more: String::new() }
     }
 }
 
@@ -115,11 +111,7 @@ impl Cluster {
     pub fn new(directory: &Path) -> Result<Self> {
         let ca = pki::create_ca("test cluster")?;
         ca.write(directory, false)?;
-        let cluster = Self {
-            directory: directory.to_owned(),
-            ca,
-            controllers: Vec::new(),
-        };
+        let cluster = Self { directory: directory.to_owned(), ca, controllers: Vec::new() };
         cluster.issue(&Identity::Admin("test".into()))?;
         Ok(cluster)
     }
@@ -132,9 +124,7 @@ impl Cluster {
     fn tls(&self, identity: &Identity) -> Result<String> {
         let (certificate, key) = self.issue(identity)?;
         let ca = self.directory.join(pki::CA_CERTIFICATE);
-        Ok(format!(
-            "tls = {{ ca = {ca:?}, certificate = {certificate:?}, key = {key:?} }}"
-        ))
+        Ok(format!("tls = {{ ca = {ca:?}, certificate = {certificate:?}, key = {key:?} }}"))
     }
 
     /// Starts a controller and waits until it is ready. `more` are further lines of its configuration.
@@ -144,32 +134,18 @@ impl Cluster {
     pub async fn controller(&mut self, place: &Place, store: Store<'_>, more: &str) -> Result<Controller> {
         let id = format!("controller-{}", self.controllers.len() + 1);
         let store = match store {
-            Store::Embedded => format!(
-                "{{ kind = \"embedded\", path = {:?} }}",
-                self.directory.join(format!("{id}.store"))
-            ),
+            Store::Embedded => {
+                format!("{{ kind = \"embedded\", path = {:?} }}", self.directory.join(format!("{id}.store")))
+            }
             Store::Etcd(etcd) => format!("{{ kind = \"etcd\", endpoints = [\"{}\"] }}", etcd.endpoint()),
         };
         let mut text = String::new();
-        writeln!(
-            text,
-            "id = \"{id}\"\nregion = \"eu\"\ngrpc = \"{}\"\nhttp = \"{}\"",
-            place.at(GRPC),
-            place.at(HTTP)
-        )?;
-        writeln!(
-            text,
-            "{}\nstore = {store}\nlog = \"debug\"\n{more}",
-            self.tls(&Identity::Controller(id.clone()))?
-        )?;
+        writeln!(text, "id = \"{id}\"\nregion = \"eu\"\ngrpc = \"{}\"\nhttp = \"{}\"", place.at(GRPC), place.at(HTTP))?;
+        writeln!(text, "{}\nstore = {store}\nlog = \"debug\"\n{more}", self.tls(&Identity::Controller(id.clone()))?)?;
         let config = self.directory.join(format!("{id}.toml"));
         fs::write(&config, text)?;
         self.controllers.push(place.at(GRPC));
-        let mut controller = Controller {
-            place: place.clone(),
-            config,
-            process: None,
-        };
+        let mut controller = Controller { place: place.clone(), config, process: None };
         controller.start().await?;
         Ok(controller)
     }
@@ -203,17 +179,8 @@ impl Cluster {
         writeln!(text, "listen = [\"udp://{at}\", \"tcp://{at}\"]", at = place.at(TURN))?;
         writeln!(text, "relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"", ip = place.address)?;
         writeln!(text, "allow_loopback_peers = {}", place.address.is_loopback())?;
-        writeln!(
-            text,
-            "workers = {}\nhttp = \"{}\"",
-            options.workers,
-            place.at(RELAY_HTTP)
-        )?;
-        writeln!(
-            text,
-            "controllers = {controllers:?}\n{}",
-            self.tls(&Identity::Relay(relay.id.clone()))?
-        )?;
+        writeln!(text, "workers = {}\nhttp = \"{}\"", options.workers, place.at(RELAY_HTTP))?;
+        writeln!(text, "controllers = {controllers:?}\n{}", self.tls(&Identity::Relay(relay.id.clone()))?)?;
         writeln!(text, "{}", options.more)?;
         fs::write(&relay.config, text)?;
         Ok(())
@@ -249,13 +216,29 @@ impl Cluster {
     pub async fn turnctl_json(&self, host: &Host, arguments: &[&str]) -> Result<Value> {
         let output = self.turnctl(host, &[arguments, &["-o", "json"]].concat()).await?;
         let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "turnctl {}: {}: {error}",
-            arguments.join(" "),
-            output.status
-        );
+        ensure!(output.status.success(), "turnctl {}: {}: {error}", arguments.join(" "), output.status);
         Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// All allocations, as `turnctl allocations list` shows them.
+    ///
+    /// # Errors
+    /// turnctl fails.
+    pub async fn allocations(&self, host: &Host) -> Result<Vec<Value>> {
+        let answer = self.turnctl_json(host, &["allocations", "list"]).await?;
+        let list =
+            answer.as_array().or(answer["allocations"].as_array()).with_context(|| format!("no list in {answer}"))?;
+        Ok(list.clone())
+    }
+
+    /// Relayed addresses of all allocations, as turnctl shows them.
+    ///
+    /// # Errors
+    /// turnctl fails.
+    pub async fn relayed_addresses(&self, host: &Host) -> Result<BTreeSet<String>> {
+        let list = self.allocations(host).await?;
+        let relayed = list.iter().flat_map(|a| a["relayed"].as_array().into_iter().flatten());
+        Ok(relayed.filter_map(|r| r.as_str().map(str::to_owned)).collect())
     }
 
     /// `iceServers` of `/v1/ice-servers` with these transports, in the form `RTCPeerConnection` takes.
@@ -265,10 +248,7 @@ impl Cluster {
     pub async fn ice_servers(&self, controller: &Controller, query: &str) -> Result<Value> {
         let answer: Value = controller.http_json(&format!("/v1/ice-servers?{query}")).await?;
         let servers = answer["iceServers"].clone();
-        ensure!(
-            servers.as_array().is_some_and(|list| !list.is_empty()),
-            "no ICE servers in {answer}"
-        );
+        ensure!(servers.as_array().is_some_and(|list| !list.is_empty()), "no ICE servers in {answer}");
         Ok(servers)
     }
 }
@@ -279,7 +259,7 @@ impl Controller {
     /// # Errors
     /// It does not get ready.
     pub async fn start(&mut self) -> Result<()> {
-        self.process = Some(start(&self.place, "controller", &self.config).await?);
+        self.process = Some(start(&self.place, "controller", &self.config)?);
         ready(&self.place, HTTP, self.process.as_mut().context("started")?).await
     }
 
@@ -289,6 +269,16 @@ impl Controller {
     /// It does not run.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the controller does not run")?.kill()
+    }
+
+    /// TURN REST credentials made out to `user`.
+    ///
+    /// # Errors
+    /// The controller does not answer.
+    pub async fn login(&self, user: &str) -> Result<Login> {
+        let answer: Value = self.http_json(&format!("/v1/turn?service=turn&username={user}")).await?;
+        let text = |key: &str| answer[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {answer}"));
+        Ok(Login { username: text("username")?, password: text("password")? })
     }
 
     /// Reads JSON from its HTTP address.
@@ -307,7 +297,7 @@ impl Relay {
     /// # Errors
     /// It does not get ready.
     pub async fn start(&mut self) -> Result<()> {
-        self.launch().await?;
+        self.launch()?;
         ready(&self.place, RELAY_HTTP, self.process.as_mut().context("started")?).await
     }
 
@@ -315,8 +305,8 @@ impl Relay {
     ///
     /// # Errors
     /// It cannot be started.
-    pub async fn launch(&mut self) -> Result<()> {
-        self.process = Some(start(&self.place, "relay-node", &self.config).await?);
+    pub fn launch(&mut self) -> Result<()> {
+        self.process = Some(start(&self.place, "relay-node", &self.config)?);
         Ok(())
     }
 
@@ -325,10 +315,7 @@ impl Relay {
     /// # Errors
     /// It does not run.
     pub fn kill(&mut self) -> Result<()> {
-        self.process
-            .take()
-            .with_context(|| format!("{} does not run", self.id))?
-            .kill()
+        self.process.take().with_context(|| format!("{} does not run", self.id))?.kill()
     }
 
     /// SIGTERM; answers how it ended.
@@ -341,6 +328,14 @@ impl Relay {
             .with_context(|| format!("{} does not run", self.id))?
             .terminate(Duration::from_secs(10))
             .await
+    }
+
+    /// SIGSTOP, or SIGCONT: it hangs, with all its connections open, or goes on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.freeze(frozen)
     }
 
     /// Where clients reach it.
@@ -375,12 +370,8 @@ fn sum_of(text: &str, name: &str, labels: &str) -> f64 {
         .sum()
 }
 
-async fn start(place: &Place, program: &str, config: &Path) -> Result<Process> {
-    let name = config
-        .file_stem()
-        .context("configuration without a name")?
-        .to_string_lossy()
-        .into_owned();
+fn start(place: &Place, program: &str, config: &Path) -> Result<Process> {
+    let name = config.file_stem().context("configuration without a name")?.to_string_lossy().into_owned();
     let mut command = Command::new(binary(program)?);
     command.arg("--config").arg(config);
     let directory = config.parent().context("configuration without a directory")?;

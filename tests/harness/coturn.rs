@@ -14,6 +14,7 @@ use sha1::Sha1;
 
 use crate::place::Place;
 use crate::process::Process;
+use crate::turn::Login;
 use crate::wait::eventually;
 
 /// Secret of the coturn that a test starts.
@@ -45,30 +46,33 @@ impl Coturn {
             "--log-file=stdout",
         ]);
         command.args(["--allow-loopback-peers", "--no-software-attribute", "-m", "2"]);
-        command
-            .arg(format!("--static-auth-secret={SECRET}"))
-            .arg(format!("--realm={REALM}"));
-        command
-            .arg(format!("--listening-ip={address}"))
-            .arg(format!("--relay-ip={address}"));
+        command.arg(format!("--static-auth-secret={SECRET}")).arg(format!("--realm={REALM}"));
+        command.arg(format!("--listening-ip={address}")).arg(format!("--relay-ip={address}"));
         command.arg(format!("--userdb={}", directory.join("coturn.sqlite").display()));
         command.arg(format!("--pidfile={}", directory.join("coturn.pid").display()));
         let process = Process::start(&place.host, directory, "coturn", command)?;
-        let mut server = Self {
-            process,
-            address: SocketAddr::new(address, 3478),
-        };
+        let mut server = Self { process, address: SocketAddr::new(address, 3478) };
         let to = server.address;
-        eventually(
-            "coturn answers a Binding request",
-            Duration::from_secs(20),
-            async || {
-                server.process.must_run()?;
-                place.host.run(async move { binding(to).await }).await
-            },
-        )
+        eventually("coturn answers a Binding request", Duration::from_secs(20), async || {
+            server.process.must_run()?;
+            place.host.run(async move { binding(to).await }).await
+        })
         .await?;
         Ok(server)
+    }
+
+    /// Where clients reach it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Fresh credentials.
+    ///
+    /// # Errors
+    /// The clock stands before 1970.
+    pub fn login(&self) -> Result<Login> {
+        rest_credentials(SECRET.as_bytes(), "test")
     }
 
     /// `iceServers` with fresh credentials; `transport` is `udp` or `tcp`.
@@ -76,9 +80,9 @@ impl Coturn {
     /// # Errors
     /// The clock stands before 1970.
     pub fn ice_servers(&self, transport: &str) -> Result<Value> {
-        let (username, credential) = rest_credentials(SECRET.as_bytes(), "test")?;
+        let login = self.login()?;
         let url = format!("turn:{}?transport={transport}", self.address);
-        Ok(json!([{"urls": [url], "username": username, "credential": credential}]))
+        Ok(json!([{"urls": [url], "username": login.username, "credential": login.password}]))
     }
 }
 
@@ -87,12 +91,13 @@ impl Coturn {
 ///
 /// # Errors
 /// The clock stands before 1970.
-pub fn rest_credentials(secret: &[u8], user: &str) -> Result<(String, String)> {
+pub fn rest_credentials(secret: &[u8], user: &str) -> Result<Login> {
     let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 3600;
     let username = format!("{expires}:{user}");
     let mut mac = Hmac::<Sha1>::new_from_slice(secret)?;
     mac.update(username.as_bytes());
-    Ok((username, STANDARD.encode(mac.finalize().into_bytes())))
+    let password = STANDARD.encode(mac.finalize().into_bytes());
+    Ok(Login { username, password })
 }
 
 /// One STUN Binding request over UDP, answered or not within 200 ms.
@@ -100,11 +105,7 @@ pub fn rest_credentials(secret: &[u8], user: &str) -> Result<(String, String)> {
 /// # Errors
 /// No answer.
 pub async fn binding(server: SocketAddr) -> Result<()> {
-    let any: SocketAddr = if server.is_ipv4() {
-        "0.0.0.0:0".parse()?
-    } else {
-        "[::]:0".parse()?
-    };
+    let any: SocketAddr = if server.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(any)?;
     socket.set_nonblocking(true)?;
     let socket = tokio::net::UdpSocket::from_std(socket)?;

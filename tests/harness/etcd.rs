@@ -28,11 +28,7 @@ impl Etcd {
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn start(place: Place, directory: &Path) -> Result<Self> {
-        let mut etcd = Self {
-            place,
-            directory: directory.to_owned(),
-            process: None,
-        };
+        let mut etcd = Self { place, directory: directory.to_owned(), process: None };
         etcd.restart().await?;
         Ok(etcd)
     }
@@ -88,16 +84,11 @@ impl Etcd {
         let query = async move {
             let mut client = Client::connect([endpoint], None).await?;
             let answer = client.get(prefix, Some(GetOptions::new().with_prefix())).await?;
-            let pairs = answer
-                .kvs()
-                .iter()
-                .map(|kv| (String::from_utf8_lossy(kv.key()).into_owned(), kv.value().to_vec()));
+            let pairs =
+                answer.kvs().iter().map(|kv| (String::from_utf8_lossy(kv.key()).into_owned(), kv.value().to_vec()));
             anyhow::Ok(pairs.collect())
         };
-        self.place
-            .host
-            .run(async { tokio::time::timeout(Duration::from_secs(1), query).await? })
-            .await
+        self.place.host.run(async { tokio::time::timeout(Duration::from_secs(1), query).await? }).await
     }
 
     /// Ids of the allocations stored.
@@ -106,10 +97,7 @@ impl Etcd {
     /// It does not answer.
     pub async fn allocations(&self) -> Result<Vec<String>> {
         let entries = self.get(&format!("{PREFIX}allocations/")).await?;
-        Ok(entries
-            .into_iter()
-            .filter_map(|(key, _)| key.rsplit('/').next().map(str::to_owned))
-            .collect())
+        Ok(entries.into_iter().filter_map(|(key, _)| key.rsplit('/').next().map(str::to_owned)).collect())
     }
 
     /// What `etcdctl get --prefix --keys-only` prints for `prefix`, a key a line.
@@ -127,16 +115,8 @@ impl Etcd {
             prefix,
         ]);
         let output = self.place.host.output(command).await?;
-        ensure!(
-            output.status.success(),
-            "etcdctl: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout)?;
-        Ok(text
-            .lines()
-            .filter(|line| !line.is_empty())
-            .map(str::to_owned)
-            .collect())
+        Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
     }
 }

@@ -60,20 +60,11 @@ impl NatLab {
         if !nix::unistd::geteuid().is_root() {
             bail!("network namespaces need root: run the tests as root");
         }
-        let lab = Lab::builder()
-            .allow_real_root()
-            .build()
-            .await
-            .context("make network namespaces")?;
+        let lab = Lab::builder().allow_real_root().build().await.context("make network namespaces")?;
         let data_center = lab.add_router("dc").preset(RouterPreset::PublicV4).build().await?;
         let alice = Self::client(&lab, "alice").await?;
         let bob = Self::client(&lab, "bob").await?;
-        Ok(Self {
-            lab,
-            data_center,
-            alice,
-            bob,
-        })
+        Ok(Self { lab, data_center, alice, bob })
     }
 
     async fn client(lab: &Lab, name: &str) -> Result<Client> {
@@ -89,10 +80,7 @@ impl NatLab {
     pub async fn server(&self, name: &str) -> Result<Place> {
         let device = self.lab.add_device(name).uplink(self.data_center.id()).build().await?;
         let address = device.ip().with_context(|| format!("{name} has no address"))?;
-        Ok(Place {
-            host: Host::Device(device),
-            address: address.into(),
-        })
+        Ok(Place { host: Host::Device(device), address: address.into() })
     }
 
     /// How two servers see one and the same UDP socket of the first client.

@@ -9,6 +9,8 @@ pub mod peer;
 pub mod place;
 pub mod process;
 pub mod scenario;
+pub mod traffic;
+pub mod turn;
 pub mod uclient;
 pub mod wait;
 

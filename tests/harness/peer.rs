@@ -75,10 +75,7 @@ impl Peer {
         std::fs::write(&file, PAGE)?;
         let browser = Browser::launch(host, directory, name).await?;
         let page = browser.open(&format!("file://{}", file.display())).await?;
-        Ok(Self {
-            page,
-            _browser: browser,
-        })
+        Ok(Self { page, _browser: browser })
     }
 
     /// The page.
@@ -104,11 +101,7 @@ impl Peer {
         let what = format!("{frames} more frames decoded");
         let (report, _) = eventually(&what, limit, async || {
             let report = self.report().await?;
-            if report.frames_decoded >= before + frames {
-                Ok(report)
-            } else {
-                Err(anyhow!("{report:?}"))
-            }
+            if report.frames_decoded >= before + frames { Ok(report) } else { Err(anyhow!("{report:?}")) }
         })
         .await?;
         Ok(report)
@@ -127,9 +120,7 @@ impl Peer {
     /// # Errors
     /// Nobody watched.
     pub async fn longest_silence(&self) -> Result<Duration> {
-        Ok(Duration::from_secs_f64(
-            self.page.evaluate::<f64>("silence()").await? / 1000.0,
-        ))
+        Ok(Duration::from_secs_f64(self.page.evaluate::<f64>("silence()").await? / 1000.0))
     }
 
     async fn begin(&mut self, servers: &IceServers) -> Result<()> {
@@ -137,10 +128,7 @@ impl Peer {
         while self.page.has_told() {
             self.page.told().await;
         }
-        self.page
-            .evaluate::<Value>(&format!("begin({servers})"))
-            .await
-            .map(drop)
+        self.page.evaluate::<Value>(&format!("begin({servers})")).await.map(drop)
     }
 }
 
@@ -159,10 +147,7 @@ pub async fn connect(
         let offer: String = caller.page.evaluate("offer()").await?;
         let answer: String = callee.page.evaluate(&format!("answer({})", json!(offer))).await?;
         let description = json!({"type": "answer", "sdp": answer});
-        caller
-            .page
-            .evaluate::<bool>(&format!("described({description})"))
-            .await?;
+        caller.page.evaluate::<bool>(&format!("described({description})")).await?;
         let (mut caller_up, mut callee_up) = (false, false);
         while !(caller_up && callee_up) {
             let (message, from_caller) = tokio::select! {
@@ -194,9 +179,6 @@ pub async fn connect(
     let (caller, callee) = (caller.report().await?, callee.report().await?);
     let connected = |r: &Report| r.states.iter().find(|s| s.state == "connected").map(|s| s.at);
     let began = caller.began.context("no offer was made")?;
-    let last = connected(&caller)
-        .zip(connected(&callee))
-        .map(|(a, b)| a.max(b))
-        .context("not connected")?;
+    let last = connected(&caller).zip(connected(&callee)).map(|(a, b)| a.max(b)).context("not connected")?;
     Ok(Duration::from_secs_f64((last - began) / 1000.0))
 }

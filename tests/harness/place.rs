@@ -22,10 +22,7 @@ impl Place {
         let id = std::process::id();
         // 127.0.0.0/16 is left to what else runs on the machine.
         let address = Ipv4Addr::new(127, 1 + (id / 256 % 254) as u8, (id % 256) as u8, number);
-        Self {
-            host: Host::Machine,
-            address: address.into(),
-        }
+        Self { host: Host::Machine, address: address.into() }
     }
 
     /// A port of it.

@@ -39,10 +39,7 @@ impl Host {
     /// # Errors
     /// It cannot be started.
     pub async fn output(&self, mut command: Command) -> Result<Output> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.spawn(command)?;
         Ok(tokio::task::spawn_blocking(|| child.wait_with_output()).await??)
     }
@@ -80,29 +77,19 @@ impl Process {
         let log = directory.join(format!("{name}.log"));
         let output = append_to(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        Ok(Self {
-            name: name.to_owned(),
-            child: host.spawn(command)?,
-            log,
-        })
+        Ok(Self { name: name.to_owned(), child: host.spawn(command)?, log })
     }
 
     /// Takes charge of a child that was started otherwise.
     #[must_use]
     pub fn adopt(name: &str, child: Child, log: PathBuf) -> Self {
-        Self {
-            name: name.to_owned(),
-            child,
-            log,
-        }
+        Self { name: name.to_owned(), child, log }
     }
 
     /// What it has written so far.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read(&self.log)
-            .map(|b| String::from_utf8_lossy(&b).into_owned())
-            .unwrap_or_default()
+        fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
     }
 
     /// Its exit status, if it has ended.
@@ -120,10 +107,7 @@ impl Process {
     pub async fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let name = self.name.clone();
         let (status, _) = eventually(&format!("{name} ends"), limit, async || {
-            self.child
-                .try_wait()
-                .map_err(anyhow::Error::from)?
-                .ok_or_else(|| anyhow!("still running"))
+            self.child.try_wait().map_err(anyhow::Error::from)?.ok_or_else(|| anyhow!("still running"))
         })
         .await?;
         Ok(status)
@@ -139,12 +123,25 @@ impl Process {
         Ok(())
     }
 
+    /// SIGSTOP, or SIGCONT.
+    ///
+    /// # Errors
+    /// The signal cannot be sent.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        Ok(())
+    }
+
     /// SIGTERM, and waits for its orderly end.
     ///
     /// # Errors
     /// It did not end within `limit`.
     pub async fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         self.wait(limit).await
     }
 
@@ -184,9 +181,5 @@ impl Drop for Process {
 /// # Errors
 /// The file cannot be opened.
 pub fn append_to(log: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("open {}", log.display()))
+    OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))
 }

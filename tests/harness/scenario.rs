@@ -28,6 +28,12 @@ impl Scenario {
         self.path().join(name)
     }
 
+    /// Shows a figure that the test measured; nextest prints it, `tests/results/` keeps those of the long runs.
+    #[allow(clippy::print_stdout, reason = "the figures are what the test is run for")]
+    pub fn figure(&self, what: &str, value: impl std::fmt::Display) {
+        println!("figure: {what}: {value}");
+    }
+
     /// A directory in the test's directory, made if it is not there.
     ///
     /// # Errors
@@ -54,22 +60,13 @@ impl Drop for Report<'_> {
         let Ok(entries) = fs::read_dir(self.scenario.path()) else {
             return;
         };
-        let mut logs: Vec<PathBuf> = entries
-            .flatten()
-            .map(|e| e.path())
-            .filter(|p| p.extension().is_some_and(|e| e == "log"))
-            .collect();
+        let mut logs: Vec<PathBuf> =
+            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "log")).collect();
         logs.sort();
         for log in logs {
-            let text = fs::read(&log)
-                .map(|b| String::from_utf8_lossy(&b).into_owned())
-                .unwrap_or_default();
+            let text = fs::read(&log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            eprintln!(
-                "--- {} (last {TAIL} of {} lines)",
-                log.file_name().unwrap_or_default().display(),
-                lines.len()
-            );
+            eprintln!("--- {} (last {TAIL} of {} lines)", log.file_name().unwrap_or_default().display(), lines.len());
             for line in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
                 eprintln!("{line}");
             }
@@ -90,17 +87,9 @@ pub fn run(test: impl AsyncFnOnce(&Scenario) -> Result<()>) -> Result<()> {
 /// # Errors
 /// Those of the test, or that it ran out of time.
 pub fn run_within(limit: Duration, test: impl AsyncFnOnce(&Scenario) -> Result<()>) -> Result<()> {
-    let scenario = Scenario {
-        directory: tempfile::Builder::new().prefix("turnpike-test-").tempdir()?,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let mut report = Report {
-        scenario: &scenario,
-        passed: false,
-    };
+    let scenario = Scenario { directory: tempfile::Builder::new().prefix("turnpike-test-").tempdir()? };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut report = Report { scenario: &scenario, passed: false };
     let outcome = runtime.block_on(async {
         tokio::time::timeout(limit, test(&scenario))
             .await

@@ -48,14 +48,7 @@ impl Load {
         if self.tcp {
             command.arg("-t");
         }
-        command.args([
-            "-u",
-            &self.username,
-            "-w",
-            &self.password,
-            "-p",
-            &self.server.port().to_string(),
-        ]);
+        command.args(["-u", &self.username, "-w", &self.password, "-p", &self.server.port().to_string()]);
         command.args([
             "-m",
             &self.sessions.to_string(),
@@ -65,20 +58,12 @@ impl Load {
             &self.size.to_string(),
         ]);
         command.arg(self.server.ip().to_string());
-        let output = tokio::time::timeout(limit, host.output(command))
-            .await
-            .context("turnutils_uclient did not end")??;
+        let output =
+            tokio::time::timeout(limit, host.output(command)).await.context("turnutils_uclient did not end")??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let tail = || text.lines().rev().take(8).collect::<Vec<_>>().join(" | ");
-        ensure!(
-            output.status.success(),
-            "turnutils_uclient: {}; {}",
-            output.status,
-            tail()
-        );
-        let Some(tally) = parse(&text) else {
-            bail!("turnutils_uclient printed no totals: {}", tail())
-        };
+        ensure!(output.status.success(), "turnutils_uclient: {}; {}", output.status, tail());
+        let Some(tally) = parse(&text) else { bail!("turnutils_uclient printed no totals: {}", tail()) };
         Ok(tally)
     }
 }
@@ -88,14 +73,7 @@ fn parse(text: &str) -> Option<Tally> {
     let line = text.lines().rev().find(|line| line.contains("tot_recv_msgs"))?;
     let field = |name: &str| {
         let (_, rest) = line.split_once(name)?;
-        rest.chars()
-            .take_while(char::is_ascii_digit)
-            .collect::<String>()
-            .parse()
-            .ok()
+        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
     };
-    Some(Tally {
-        sent: field("tot_send_msgs=")?,
-        received: field("tot_recv_msgs=")?,
-    })
+    Some(Tally { sent: field("tot_send_msgs=")?, received: field("tot_recv_msgs=")? })
 }

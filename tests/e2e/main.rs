@@ -1,0 +1,8 @@
+//! The cluster from end to end: real binaries, real sockets, a real etcd, real NATs, real browsers.
+
+mod misuse;
+mod nat;
+mod outage;
+mod steering;
+mod store;
+mod workers;

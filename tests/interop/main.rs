@@ -1,0 +1,5 @@
+//! The cluster and clients that were not written here.
+
+mod coturn;
+mod janus;
+mod uclient;
