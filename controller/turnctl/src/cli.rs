@@ -28,22 +28,23 @@ Examples:
   turnctl probe                       carry packets through the nearest relays
   turnctl allocations list -o json    every live allocation, for programs
 
-Connection options are read from TURNCTL_CONTEXT, TURNCTL_CONTROLLER, TURNCTL_CA, TURNCTL_CERT, TURNCTL_KEY and
-TURNCTL_CONFIG too.
+Connection options are read from TURNCTL_CONTEXT, TURNCTL_CONTROLLER,
+TURNCTL_CA, TURNCTL_CERT, TURNCTL_KEY and TURNCTL_CONFIG too.
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 unhealthy, 4 not found, 5 unreachable, 124 timed out.";
+Exit codes: 0 ok, 1 failed, 2 usage, 3 unhealthy, 4 not found,
+5 unreachable, 124 timed out.";
 
 #[derive(Args, Debug)]
 struct Options {
     #[command(flatten)]
     connection: ConnectionOptions,
-    /// Form of the output
+    /// Form of the output; wide is a table with more columns
     #[arg(short, long, global = true, value_enum, default_value_t, help_heading = "Output")]
     output: Format,
     /// Never colour; NO_COLOR does the same
     #[arg(long, global = true, help_heading = "Output")]
     no_color: bool,
-    /// Give up after this long (10s, 500ms, 2m) with exit code 124 [default: 30s; watching has no end]
+    /// Give up after this long, as 10s, 500ms or 2m [default: 30s, endless when watching]
     #[arg(long, global = true, value_name = "TIME", value_parser = units::parse_span, help_heading = "Connection")]
     timeout: Option<Duration>,
 }

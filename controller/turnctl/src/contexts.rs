@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Result};
+use crate::files;
 
 /// The file as written.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -67,11 +68,7 @@ impl Contexts {
         if let Some(directory) = file.parent() {
             std::fs::create_dir_all(directory).map_err(|error| failed(&error))?;
         }
-        let mut temporary = file.as_os_str().to_owned();
-        temporary.push(format!(".{}.new", std::process::id()));
-        std::fs::write(&temporary, text)
-            .and_then(|()| std::fs::rename(&temporary, file))
-            .map_err(|error| failed(&error))
+        files::write_whole(file, &text, 0o644).map_err(|error| failed(&error))
     }
 
     /// The context of that name.

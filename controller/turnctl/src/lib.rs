@@ -10,6 +10,7 @@ mod commands;
 mod connection;
 mod contexts;
 mod failure;
+mod files;
 mod output;
 mod probe;
 mod units;

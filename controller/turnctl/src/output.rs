@@ -12,17 +12,13 @@ use serde::Serialize;
 use crate::failure::{Exit, Failure, Result};
 use crate::units;
 
-/// Form of the output.
+/// Form of the output. The variants carry no help of their own: it would make every `--help` twice as long.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
     #[default]
     Table,
-    /// For people with room: more columns.
     Wide,
-    /// For programs.
     Json,
-    /// For programs and people.
     Yaml,
 }
 

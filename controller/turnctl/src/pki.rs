@@ -4,10 +4,10 @@
 //! else from a certificate. Keys are ECDSA P-256. Key files are made with mode 0600 and never replaced unasked.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use crate::files;
 
 /// Server name every controller's certificate carries, whatever its address; clients verify against it.
 pub const CONTROLLER_NAME: &str = "controller.turnpike";
@@ -387,31 +389,11 @@ fn write_pair(files: [(&PathBuf, &String, u32); 2], replace: bool) -> Result<(),
         }
     }
     for (path, text, mode) in files {
-        write_whole(path, text, mode).map_err(|source| PkiError::Io {
+        files::write_whole(path, text, mode).map_err(|source| PkiError::Io {
             action: "write",
             path: path.clone(),
             source,
         })?;
     }
     Ok(())
-}
-
-/// Beside the target first, then into place: no reader meets half a key, and its mode is right from the start.
-fn write_whole(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The error that matters is the one above.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }

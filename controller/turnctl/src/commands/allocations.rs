@@ -40,7 +40,8 @@ Examples:
 const REVOKE_EXAMPLES: &str = "\
 Examples:
   turnctl allocations revoke 01HF8Z6Z3N3QW3V1R5Y0X2C4D6
-  turnctl allocations list --user mallory -o json | jq -r '.allocations[].id' | xargs turnctl allocations revoke";
+  turnctl allocations list --user mallory -o json |
+      jq -r '.allocations[].id' | xargs turnctl allocations revoke";
 
 /// Which allocations.
 #[derive(Args, Debug)]

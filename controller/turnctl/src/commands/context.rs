@@ -34,7 +34,8 @@ const SET_EXAMPLES: &str = "\
 Examples:
   turnctl context set local --controller https://127.0.0.1:9443 \\
       --ca pki/ca.pem --cert pki/admin-alice.pem --key pki/admin-alice.key
-  turnctl context set production --controller https://c1.example.org:9443,https://c2.example.org:9443";
+  turnctl context set production --controller https://c1.example.org:9443 \
+      --controller https://c2.example.org:9443";
 
 /// Which context.
 #[derive(Args, Debug)]

@@ -29,7 +29,7 @@ pub(crate) struct ProbeArgs {
     #[arg(long, default_value = "", hide_default_value = true, conflicts_with = "server")]
     region: String,
     /// Only these ways to a discovered relay: udp, tcp
-    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "server")]
+    #[arg(long, value_enum, value_delimiter = ',', hide_possible_values = true, conflicts_with = "server")]
     transport: Vec<Via>,
     /// Relays to discover and probe; from two on also the way from each to the next
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), conflicts_with = "server")]
@@ -41,14 +41,17 @@ pub(crate) struct ProbeArgs {
 
 const EXAMPLES: &str = "\
 Examples:
-  turnctl probe                                     the nearest relay, each way to it
+  turnctl probe              the nearest relay, each way to it
   turnctl probe --region us --transport tcp
-  turnctl probe --relays 3                          three relays, and from each to the next
-  turnctl probe --server turn:turn.example.org --username alice --password secret
+  turnctl probe --relays 3   three relays, and from each to the next
+  turnctl probe --server turn:example.org --username alice --password secret
 
-Two clients make an allocation each, permit each other and send packets there and back: on a channel one way, in
-Send indications the other. Exit code 0: packets passed; 1: the credentials were refused; 3: the relay answers but
-does not carry packets; 5: it does not answer. Discovery needs role operator.";
+Two clients make an allocation each, permit each other and send packets there
+and back: on a channel one way, in Send indications the other.
+
+Exit codes: 0 packets passed, 1 the credentials were refused, 3 the relay
+answers but does not carry packets, 5 it does not answer.
+Discovery needs role operator.";
 
 pub(crate) async fn run(args: &ProbeArgs, connection: &ConnectionOptions, output: Output) -> Result {
     let plans = match &args.server {
