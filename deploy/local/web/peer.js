@@ -1,0 +1,116 @@
+// One RTCPeerConnection with perfect negotiation (W3C webrtc-pc, section 10.7): either side may offer at any time.
+
+/** A call that was connected gets this many ICE restarts before it is called failed. */
+const MAX_RESTARTS = 3;
+
+export class Peer {
+  /**
+   * `polite`: gives way when both offer at once, and waits with its tracks for the first offer.
+   * `send(data)` hands something to the other side; `on` has `state(name)`, `track(stream)`, `nothingGathered(errors)`.
+   */
+  constructor({ configuration, stream, polite, send, on }) {
+    this.polite = polite;
+    this.stream = stream;
+    this.send = send;
+    this.on = on;
+    this.restarts = 0;
+    this.gathered = 0;
+    this.errors = [];
+    this.beganAt = performance.now();
+    this.pc = new RTCPeerConnection(configuration);
+    this.listen();
+    if (!polite) this.addTracks();
+  }
+
+  addTracks() {
+    if (this.hasTracks) return;
+    this.hasTracks = true;
+    for (const track of this.stream.getTracks()) this.pc.addTrack(track, this.stream);
+  }
+
+  listen() {
+    const { pc } = this;
+    pc.addEventListener("negotiationneeded", () => this.offer());
+    pc.addEventListener("track", ({ streams }) => this.on.track(streams[0]));
+    pc.addEventListener("icecandidate", ({ candidate }) => {
+      if (candidate?.candidate) this.gathered += 1;
+      if (candidate) this.send({ candidate });
+    });
+    pc.addEventListener("icecandidateerror", ({ url, errorCode, errorText }) => this.errors.push({ url, errorCode, errorText }));
+    pc.addEventListener("icegatheringstatechange", () => {
+      if (pc.iceGatheringState === "complete" && this.gathered === 0) this.on.nothingGathered(this.errors);
+    });
+    pc.addEventListener("connectionstatechange", () => this.changed());
+    pc.addEventListener("iceconnectionstatechange", () => this.on.state(this.state));
+  }
+
+  changed() {
+    const { pc } = this;
+    if (pc.connectionState === "connected") {
+      this.connectMs ??= Math.round(performance.now() - this.beganAt);
+      this.restarts = 0;
+    }
+    if (pc.connectionState === "failed" && this.connectMs !== undefined && this.restarts < MAX_RESTARTS) {
+      this.restarts += 1;
+      this.restarting = true;
+      // One side is enough, and two offers at once would only have to be sorted out.
+      if (!this.polite) this.restart();
+    } else if (pc.connectionState !== "connecting") {
+      this.restarting = false;
+    }
+    this.on.state(this.state);
+  }
+
+  /** `connecting`, `connected`, `interrupted`, `reconnecting`, `failed` or `closed`. */
+  get state() {
+    const state = this.pc.connectionState;
+    if (this.restarting && state !== "connected" && state !== "closed") return "reconnecting";
+    return { new: "connecting", disconnected: "interrupted" }[state] ?? state;
+  }
+
+  /** New candidates, from `configuration` when given: other relays, new credentials. */
+  async restart() {
+    const configuration = await this.on.configuration?.();
+    if (this.pc.connectionState === "closed") return;
+    if (configuration) this.pc.setConfiguration(configuration);
+    this.gathered = 0;
+    this.pc.restartIce();
+  }
+
+  async offer() {
+    try {
+      this.offering = true;
+      await this.pc.setLocalDescription();
+      this.send({ description: this.pc.localDescription });
+    } finally {
+      this.offering = false;
+    }
+  }
+
+  /** Takes what the other side sent. */
+  async take({ description, candidate }) {
+    const { pc } = this;
+    if (description) {
+      const collides = description.type === "offer" && (this.offering || pc.signalingState !== "stable");
+      this.ignoring = !this.polite && collides;
+      if (this.ignoring) return;
+      await pc.setRemoteDescription(description);
+      if (description.type === "offer") {
+        this.addTracks();
+        await pc.setLocalDescription();
+        this.send({ description: pc.localDescription });
+      }
+    } else if (candidate) {
+      try {
+        await pc.addIceCandidate(candidate);
+      } catch (error) {
+        if (!this.ignoring) throw error;
+      }
+    }
+  }
+
+  close() {
+    this.pc.close();
+    this.on.state("closed");
+  }
+}
