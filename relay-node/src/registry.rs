@@ -1,1 +1,359 @@
-//! To be written.
+//! Node-wide slow-path state: which relayed ports are held, and how many allocations each user has. One per process,
+//! behind a lock; the packet path never comes here.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use turn_core::{BindError, Family, RelayedAddr};
+
+use crate::dataplane::RelayIp;
+
+/// Ports tried for one allocation while other programs hold the ones picked.
+const ATTEMPTS: usize = 64;
+
+/// Bounds of the node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    /// Allocations of this node, 0 for no limit.
+    pub max_allocations: usize,
+    /// Allocations of one user on this node, 0 for no limit.
+    pub user_quota: usize,
+}
+
+/// Why the address of a restored record is not held.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Another allocation of this process has it.
+    #[error("another allocation holds it")]
+    Taken,
+    /// The system refuses it.
+    #[error(transparent)]
+    Bind(#[from] io::Error),
+}
+
+/// Ports and shares in use.
+pub struct Registry {
+    relay_ips: Vec<RelayIp>,
+    ports: RangeInclusive<u16>,
+    bounds: Bounds,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// One per relay IP.
+    held: Vec<PortSet>,
+    allocations: usize,
+    /// No entry is zero, so there are never more than allocations.
+    by_user: HashMap<Box<[u8]>, usize>,
+}
+
+impl Registry {
+    /// Nothing is held yet. New ports come from `ports`; a restored one may lie outside.
+    pub fn new(relay_ips: Vec<RelayIp>, ports: RangeInclusive<u16>, bounds: Bounds) -> Self {
+        let state =
+            State { held: relay_ips.iter().map(|_| PortSet::new()).collect(), allocations: 0, by_user: HashMap::new() };
+        Self { relay_ips, ports, bounds, state: Mutex::new(state) }
+    }
+
+    /// Counts an allocation for a user and opens a socket for it with `open`, on a port that nobody can guess: each
+    /// free one is as likely. Held until [`Registry::release`].
+    ///
+    /// # Errors
+    /// See [`BindError`]; nothing is held or counted then.
+    pub fn bind<T>(
+        &self,
+        family: Family,
+        quota_key: &[u8],
+        mut open: impl FnMut(SocketAddr) -> io::Result<T>,
+    ) -> Result<(RelayedAddr, T), BindError> {
+        let index = self.index_of(family).ok_or(BindError::FamilyUnsupported)?;
+        self.lock().count(quota_key, self.bounds)?;
+        // Ports that another program holds stay marked until the end, so that none is tried twice.
+        let mut foreign = Vec::new();
+        let mut opened = Err(BindError::NoPort);
+        for _ in 0..ATTEMPTS {
+            let Some(port) = self.lock().held[index].take_any(self.ports.clone()) else {
+                break;
+            };
+            let relayed = self.relayed(index, port);
+            match open(relayed.bound) {
+                Ok(socket) => {
+                    opened = Ok((relayed, socket));
+                    break;
+                }
+                Err(error) => {
+                    foreign.push(port);
+                    if error.kind() != io::ErrorKind::AddrInUse {
+                        tracing::error!(address = %relayed.bound, %error, "cannot open a relayed address");
+                        break;
+                    }
+                }
+            }
+        }
+        if !foreign.is_empty() || opened.is_err() {
+            let mut state = self.lock();
+            for port in foreign {
+                state.held[index].free(port);
+            }
+            if opened.is_err() {
+                state.discount(quota_key);
+            }
+        }
+        opened
+    }
+
+    /// Holds exactly `relayed` for a restored record, whatever the user's share: it was granted before.
+    ///
+    /// # Errors
+    /// See [`RestoreError`]; nothing is held or counted then.
+    pub fn restore<T>(
+        &self,
+        relayed: RelayedAddr,
+        quota_key: &[u8],
+        open: impl FnOnce(SocketAddr) -> io::Result<T>,
+    ) -> Result<T, RestoreError> {
+        let index = self.index_of(relayed.family()).ok_or(RestoreError::Taken)?;
+        {
+            let mut state = self.lock();
+            if !state.held[index].take(relayed.port()) {
+                return Err(RestoreError::Taken);
+            }
+            state.add(quota_key);
+        }
+        open(relayed.bound).map_err(|error| {
+            self.release(relayed, quota_key);
+            RestoreError::Bind(error)
+        })
+    }
+
+    /// Frees an address and its user's share. One that is not held is left alone, so that nothing is freed twice.
+    pub fn release(&self, relayed: RelayedAddr, quota_key: &[u8]) {
+        let Some(index) = self.index_of(relayed.family()) else {
+            return;
+        };
+        let mut state = self.lock();
+        if state.held[index].free(relayed.port()) {
+            state.discount(quota_key);
+        }
+    }
+
+    /// The address of this node that `relayed` is now: the advertised IP is what peers and clients know, the bound one
+    /// may differ on another machine. Nothing if it is not of this node.
+    pub fn ours(&self, relayed: RelayedAddr) -> Option<RelayedAddr> {
+        let index = self.relay_ips.iter().position(|ip| ip.advertised == relayed.advertised.ip())?;
+        Some(self.relayed(index, relayed.port()))
+    }
+
+    fn index_of(&self, family: Family) -> Option<usize> {
+        self.relay_ips.iter().position(|ip| Family::of(ip.advertised) == family)
+    }
+
+    fn relayed(&self, index: usize, port: u16) -> RelayedAddr {
+        let ip = self.relay_ips[index];
+        RelayedAddr { bound: SocketAddr::new(ip.bound, port), advertised: SocketAddr::new(ip.advertised, port) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn count(&mut self, quota_key: &[u8], bounds: Bounds) -> Result<(), BindError> {
+        let reached = |count, bound| bound != 0 && count >= bound;
+        let of_user = self.by_user.get(quota_key).copied().unwrap_or(0);
+        if reached(self.allocations, bounds.max_allocations) || reached(of_user, bounds.user_quota) {
+            return Err(BindError::QuotaReached);
+        }
+        self.add(quota_key);
+        Ok(())
+    }
+
+    fn add(&mut self, quota_key: &[u8]) {
+        self.allocations += 1;
+        *self.by_user.entry(quota_key.into()).or_insert(0) += 1;
+    }
+
+    fn discount(&mut self, quota_key: &[u8]) {
+        self.allocations = self.allocations.saturating_sub(1);
+        if let Some(count) = self.by_user.get_mut(quota_key) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_user.remove(quota_key);
+            }
+        }
+    }
+}
+
+/// A set of ports, one bit each.
+struct PortSet(Box<[u64; 1024]>);
+
+impl PortSet {
+    fn new() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+
+    fn take(&mut self, port: u16) -> bool {
+        let (word, bit) = (usize::from(port / 64), 1 << (port % 64));
+        let free = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        free
+    }
+
+    fn free(&mut self, port: u16) -> bool {
+        let (word, bit) = (usize::from(port / 64), 1 << (port % 64));
+        let held = self.0[word] & bit != 0;
+        self.0[word] &= !bit;
+        held
+    }
+
+    /// Takes one of the free ports of `range`, each with the same chance (CSPRNG; predictable ports help spoofers).
+    fn take_any(&mut self, range: RangeInclusive<u16>) -> Option<u16> {
+        let free_in = |set: &Self, word: u16| {
+            let first = word * 64;
+            let low = range.start().saturating_sub(first).min(64);
+            let high = range.end().saturating_sub(first).min(63);
+            if low > high || *range.end() < first {
+                return 0;
+            }
+            let wanted = (u64::MAX << low) & (u64::MAX >> (63 - high));
+            wanted & !set.0[usize::from(word)]
+        };
+        let words = range.start() / 64..=range.end() / 64;
+        let free: u32 = words.clone().map(|word| free_in(self, word).count_ones()).sum();
+        // The bias of a remainder over 64 random bits is below 2^-48.
+        let random = getrandom::u64().ok()?.checked_rem(u64::from(free))?;
+        let mut skip = u32::try_from(random).ok()?;
+        for word in words {
+            let mut bits = free_in(self, word);
+            if skip >= bits.count_ones() {
+                skip -= bits.count_ones();
+                continue;
+            }
+            for _ in 0..skip {
+                bits &= bits - 1;
+            }
+            let port = word * 64 + u16::try_from(bits.trailing_zeros()).ok()?;
+            self.take(port);
+            return Some(port);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    fn registry(ports: RangeInclusive<u16>, bounds: Bounds) -> Registry {
+        let loopback =
+            RelayIp { bound: "127.0.0.1".parse().expect("literal"), advertised: "192.0.2.1".parse().expect("literal") };
+        Registry::new(vec![loopback], ports, bounds)
+    }
+
+    fn granted(_: SocketAddr) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[test]
+    fn every_port_of_the_range_is_given_once_and_again_after_release() {
+        // Odd ends: within a word, across words, one port, the highest.
+        for range in [50_001..=50_003, 49_983..=50_113, 50_000..=50_000, 65_530..=65_535, 1..=64] {
+            let registry = registry(range.clone(), Bounds::default());
+            for round in 0..2 {
+                let mut ports = HashSet::new();
+                let mut addresses = Vec::new();
+                for _ in range.clone() {
+                    let (relayed, ()) = registry.bind(Family::V4, b"u", granted).expect("a port is left");
+                    assert_eq!(relayed.bound.ip().to_string(), "127.0.0.1");
+                    assert_eq!(relayed.advertised.ip().to_string(), "192.0.2.1");
+                    assert!(range.contains(&relayed.port()));
+                    assert!(ports.insert(relayed.port()), "round {round}: {relayed:?} twice");
+                    addresses.push(relayed);
+                }
+                assert_eq!(registry.bind(Family::V4, b"u", granted), Err(BindError::NoPort));
+                for relayed in addresses {
+                    registry.release(relayed, b"u");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ports_are_spread_over_the_range() {
+        let registry = registry(49_152..=65_535, Bounds::default());
+        let ports: Vec<u16> =
+            (0..64).map(|_| registry.bind(Family::V4, b"u", granted).expect("free").0.port()).collect();
+        let steps: HashSet<i32> = ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
+        assert!(steps.len() > 50, "ports follow each other: {ports:?}");
+        assert!(ports.iter().any(|port| *port < 55_000) && ports.iter().any(|port| *port > 60_000));
+    }
+
+    #[test]
+    fn quotas_hold_and_are_freed_exactly_once() {
+        let bounds = Bounds { max_allocations: 3, user_quota: 2 };
+        let registry = registry(50_000..=50_100, bounds);
+        let bind = |user: &[u8]| registry.bind(Family::V4, user, granted).map(|(relayed, ())| relayed);
+        let first = bind(b"alice").expect("first");
+        bind(b"alice").expect("second");
+        assert_eq!(bind(b"alice"), Err(BindError::QuotaReached), "of the user");
+        bind(b"bob").expect("another user");
+        assert_eq!(bind(b"carol"), Err(BindError::QuotaReached), "of the node");
+        registry.release(first, b"alice");
+        registry.release(first, b"alice");
+        bind(b"carol").expect("one is free");
+        assert_eq!(bind(b"dave"), Err(BindError::QuotaReached), "released once, freed once");
+    }
+
+    #[test]
+    fn a_refusal_counts_for_nobody() {
+        let bounds = Bounds { max_allocations: 0, user_quota: 1 };
+        let registry = registry(50_000..=50_000, bounds);
+        assert_eq!(registry.bind(Family::V6, b"u", granted), Err(BindError::FamilyUnsupported));
+        let refuse = |_| Err::<(), _>(io::Error::from(io::ErrorKind::AddrInUse));
+        assert_eq!(registry.bind(Family::V4, b"u", refuse), Err(BindError::NoPort));
+        registry.bind(Family::V4, b"u", granted).expect("share and port are free");
+    }
+
+    #[test]
+    fn ports_of_other_programs_are_passed_over() {
+        let foreign = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let port = foreign.local_addr().expect("bound").port();
+        let (low, high) = (port.min(u16::MAX - 1), port.min(u16::MAX - 1) + 1);
+        let registry = registry(low..=high, Bounds::default());
+        let (relayed, _socket) =
+            registry.bind(Family::V4, b"u", |address| UdpSocket::bind(address)).expect("the other port");
+        assert_ne!(relayed.port(), port);
+        assert!(registry.bind(Family::V4, b"u", |address| UdpSocket::bind(address)).is_err());
+    }
+
+    #[test]
+    fn a_restored_port_is_given_to_nobody_else() {
+        let registry = registry(50_000..=50_001, Bounds { max_allocations: 0, user_quota: 1 });
+        let old = |port: u16| RelayedAddr {
+            bound: SocketAddr::from(([10, 0, 0, 1], port)),
+            advertised: SocketAddr::from(([192, 0, 2, 1], port)),
+        };
+        let relayed = registry.ours(old(50_000)).expect("by its advertised address");
+        assert_eq!(relayed.bound.to_string(), "127.0.0.1:50000", "bound where this machine has it");
+        registry.restore(relayed, b"u", granted).expect("free");
+        assert!(matches!(registry.restore(relayed, b"u", granted), Err(RestoreError::Taken)));
+        let beyond_quota = registry.ours(old(40_000)).expect("outside of the range");
+        registry.restore(beyond_quota, b"u", granted).expect("granted before");
+        assert_eq!(registry.bind(Family::V4, b"u", granted), Err(BindError::QuotaReached));
+        let (other, ()) = registry.bind(Family::V4, b"v", granted).expect("one is left");
+        assert_eq!(other.port(), 50_001);
+
+        let refuse = |_| Err::<(), _>(io::Error::from(io::ErrorKind::AddrInUse));
+        let taken = registry.ours(old(40_001)).expect("ours");
+        assert!(registry.restore(taken, b"w", refuse).is_err());
+        registry.restore(taken, b"w", granted).expect("a failure holds nothing");
+        assert_eq!(registry.ours(RelayedAddr { advertised: "203.0.113.1:1".parse().expect("literal"), ..taken }), None);
+    }
+}

@@ -1,11 +1,38 @@
 //! Starts one worker per core and holds the handles; the only place that knows about cores.
 
+mod counters;
+mod listen;
+mod outgoing;
+mod packet;
+mod relayed;
+mod restore;
+mod ring;
+pub mod shard;
+mod start;
+mod stream;
+mod streams;
+mod udp;
+mod worker;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use anyhow::Context;
 use turn_core::{AllocationId, Change, Record, Settings};
+
+use self::start::Starting;
+use self::worker::{Command, Shown};
+use crate::journal::Succession;
+use crate::sys::epoll::Waker;
+use crate::sys::process::raise_descriptor_limit;
+
+/// Most worker threads.
+pub const MAX_WORKERS: u16 = 64;
 
 /// A client-facing address.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -76,10 +103,25 @@ pub struct WorkerSnapshot {
 }
 
 /// The running data plane.
-pub struct Dataplane {}
+pub struct Dataplane {
+    workers: Vec<Handle>,
+    listen: Vec<Listen>,
+    overflow: Arc<AtomicBool>,
+}
+
+/// A running worker, as others see it.
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<Waker>,
+    shown: Arc<Shown>,
+    thread: Option<JoinHandle<()>>,
+}
 
 /// Record changes on their way to the reporter.
 pub type ChangeReceiver = tokio::sync::mpsc::Receiver<Change>;
+
+/// Record changes that wait for the reporter before a full resync is due instead.
+const CHANGES: usize = 16_384;
 
 impl Dataplane {
     /// Binds everything, restores `records` (newest already chosen; sockets first, then records), then starts to read.
@@ -92,51 +134,109 @@ impl Dataplane {
         settings: Arc<Settings>,
         records: Vec<Record>,
     ) -> anyhow::Result<(Self, ChangeReceiver)> {
-        let _ = (config, settings, records);
-        anyhow::bail!("not yet")
+        if !(1..=MAX_WORKERS).contains(&config.workers) {
+            anyhow::bail!("workers: {} is not in 1..={MAX_WORKERS}", config.workers);
+        }
+        // Where it cannot be raised, the limit stays what it was: running out is said when it happens.
+        let _ = raise_descriptor_limit();
+        relayed::check(&config.relay_ips)?;
+        let listeners = listen::open(&config.listen, config.workers)?;
+        let succession = Succession::begin(&config.journal)
+            .with_context(|| format!("cannot write the journal in {}; see `state_dir`", config.journal.display()))?;
+
+        let (changes, receiver) = tokio::sync::mpsc::channel(CHANGES);
+        let mut starting = Starting::new(&config, &listeners[0], changes)?;
+        let listen = start::addresses(&listeners[0]);
+        let dealt = restore::deal(records, config.workers);
+        let succession = Arc::new(succession);
+        for (listeners, records) in listeners.into_iter().zip(dealt) {
+            starting.spawn(&config, &settings, listeners, records, &succession)?;
+        }
+        let overflow = Arc::clone(&starting.reporting.overflow);
+        // From here on dropping the handles ends the workers, which wait for the word to read.
+        let dataplane = Self { workers: std::mem::take(&mut starting.handles), listen, overflow };
+        starting.finish(succession)?;
+        Ok((dataplane, receiver))
+    }
+
+    /// The client-facing addresses; where port 0 was asked for, with the one the system chose.
+    pub fn listen(&self) -> &[Listen] {
+        &self.listen
     }
 
     /// Hands new settings to every worker.
     pub fn configure(&self, settings: Arc<Settings>) {
-        let _ = settings;
+        self.tell(|| Command::Configure(Arc::clone(&settings)));
     }
 
     /// Records are written under this epoch from now on.
     pub fn own(&self, epoch: u64) {
-        let _ = epoch;
+        self.tell(|| Command::Own(epoch));
     }
 
     /// Ends an allocation, whichever worker has it.
     pub fn revoke(&self, id: AllocationId) {
-        let _ = id;
+        self.tell(|| Command::Revoke(id));
     }
 
     /// Adds records that came later (from the store); known ones are kept if newer.
     pub fn restore(&self, records: Vec<Record>) {
-        let _ = records;
+        let workers = self.workers.len() as u16;
+        let mut dealt = restore::deal(records, workers).into_iter();
+        self.tell(|| Command::Restore(dealt.next().unwrap_or_default()));
     }
 
     /// Every live record, for a resync.
     pub async fn records(&self) -> Vec<Record> {
-        std::future::ready(Vec::new()).await
+        let mut answers = Vec::new();
+        self.tell(|| {
+            let (answer, receiver) = tokio::sync::oneshot::channel();
+            answers.push(receiver);
+            Command::Records(answer)
+        });
+        let mut records = Vec::new();
+        for answer in answers {
+            // A worker that is gone has no records.
+            records.append(&mut answer.await.unwrap_or_default());
+        }
+        records
     }
 
     /// Whether changes were lost to a full queue since the last call: a full resync is due.
     pub fn take_overflow(&self) -> bool {
-        false
+        self.overflow.swap(false, Ordering::Relaxed)
     }
 
     /// Counters, one entry per worker.
     pub fn snapshots(&self) -> Vec<WorkerSnapshot> {
-        Vec::new()
+        self.workers.iter().map(|worker| worker.shown.snapshot()).collect()
     }
 
     /// Whether every worker has turned its loop within the last `within`.
-    pub fn alive(&self, within: std::time::Duration) -> bool {
-        let _ = within;
-        true
+    pub fn alive(&self, within: Duration) -> bool {
+        self.workers.iter().all(|worker| worker.shown.silence() <= within)
     }
 
     /// Ends the workers and closes the journal; allocations stay in it.
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn tell(&self, mut command: impl FnMut() -> Command) {
+        for worker in &self.workers {
+            // A worker that is gone takes no commands.
+            let _ = worker.commands.send(command());
+            worker.waker.wake();
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.tell(|| Command::Stop);
+        for thread in self.workers.iter_mut().filter_map(|worker| worker.thread.take()) {
+            // A worker that panicked has said so.
+            let _ = thread.join();
+        }
+    }
 }

@@ -1,0 +1,189 @@
+//! What a worker counts: plain integers of its own, copied out once a second.
+
+use turn_core::DropReason;
+use turn_core::wire::{Class, ErrorCode, Message, Method};
+
+use super::WorkerSnapshot;
+
+/// Why a packet, frame or record came to nothing outside of the core.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Loss {
+    /// The ring to another worker was full.
+    RingFull,
+    /// The socket's send buffer was full.
+    SendBuffer,
+    /// The kernel refused the datagram: no route, forbidden, unreachable.
+    SendRefused,
+    /// A stream connection does not take what is sent to it.
+    StreamQueue,
+    /// The connection was gone.
+    StreamClosed,
+    /// More connections than allowed.
+    Connections,
+    /// A restored record is not of this node's addresses.
+    RestoreForeign,
+    /// The address of a restored record cannot be held.
+    RestoreAddress,
+}
+
+/// Labels of [`Counters::dropped`]: the core's reasons, then ours.
+const LABELS: [&str; 19] = [
+    "malformed",
+    "no_allocation",
+    "no_channel",
+    "no_permission",
+    "forbidden_peer",
+    "nobody_there",
+    "family_mismatch",
+    "no_backbone",
+    "unexpected",
+    "too_long",
+    "other",
+    "ring_full",
+    "send_buffer",
+    "send_refused",
+    "stream_queue",
+    "stream_closed",
+    "connections",
+    "restore_foreign",
+    "restore_address",
+];
+const OTHER: usize = 10;
+
+/// Direction of application data.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Direction {
+    ToPeer,
+    ToClient,
+}
+
+/// The counters.
+#[derive(Default)]
+pub(super) struct Counters {
+    packets: [u64; 2],
+    bytes: [u64; 2],
+    dropped: [u64; LABELS.len()],
+    answers: Vec<(&'static str, u16, u64)>,
+    pub(super) crossed: u64,
+}
+
+impl Counters {
+    /// The kernel, or another worker, took a packet with this many bytes of application data.
+    pub(super) fn relayed(&mut self, direction: Direction, bytes: usize) {
+        self.packets[direction as usize] += 1;
+        self.bytes[direction as usize] += bytes as u64;
+    }
+
+    pub(super) fn dropped(&mut self, reason: DropReason) {
+        self.dropped[index(reason)] += 1;
+    }
+
+    pub(super) fn lost(&mut self, loss: Loss) {
+        self.dropped[OTHER + 1 + loss as usize] += 1;
+    }
+
+    /// An answer left: a STUN response of our own making. Methods and codes are few, so the list stays short.
+    pub(super) fn answered(&mut self, reply: &[u8]) {
+        let Some((method, code)) = method_and_code(reply) else {
+            return;
+        };
+        match self.answers.iter_mut().find(|entry| (entry.0, entry.1) == (method, code)) {
+            Some(entry) => entry.2 += 1,
+            None => self.answers.push((method, code, 1)),
+        }
+    }
+
+    /// Copies everything that is not zero.
+    pub(super) fn snapshot(&self) -> WorkerSnapshot {
+        let dropped = LABELS.iter().copied().zip(self.dropped);
+        WorkerSnapshot {
+            packets: self.packets,
+            bytes: self.bytes,
+            dropped: dropped.filter(|(_, count)| *count != 0).collect(),
+            answers: self.answers.clone(),
+            crossed: self.crossed,
+            ..WorkerSnapshot::default()
+        }
+    }
+}
+
+fn index(reason: DropReason) -> usize {
+    match reason {
+        DropReason::Malformed => 0,
+        DropReason::NoAllocation => 1,
+        DropReason::NoChannel => 2,
+        DropReason::NoPermission => 3,
+        DropReason::ForbiddenPeer => 4,
+        DropReason::NobodyThere => 5,
+        DropReason::FamilyMismatch => 6,
+        DropReason::NoBackbone => 7,
+        DropReason::Unexpected => 8,
+        DropReason::TooLong => 9,
+        _ => OTHER,
+    }
+}
+
+/// Method and error code of an answer; code 0 is success.
+fn method_and_code(reply: &[u8]) -> Option<(&'static str, u16)> {
+    let message = Message::parse(reply).ok()?;
+    let code = match message.class() {
+        Class::Success => 0,
+        Class::Error => message.attribute::<ErrorCode>().ok()??.code(),
+        Class::Request | Class::Indication => return None,
+    };
+    let method = match message.method() {
+        Method::Binding => "binding",
+        Method::Allocate => "allocate",
+        Method::Refresh => "refresh",
+        Method::CreatePermission => "create_permission",
+        Method::ChannelBind => "channel_bind",
+        Method::Send | Method::Data | Method::Other(_) => "other",
+    };
+    Some((method, code))
+}
+
+#[cfg(test)]
+mod tests {
+    use turn_core::wire::{MessageWriter, TransactionId};
+
+    use super::*;
+
+    #[test]
+    fn labels_name_what_they_count() {
+        let mut counters = Counters::default();
+        counters.dropped(DropReason::Malformed);
+        counters.dropped(DropReason::TooLong);
+        counters.lost(Loss::RingFull);
+        counters.lost(Loss::RestoreAddress);
+        counters.lost(Loss::RestoreAddress);
+        assert_eq!(
+            counters.snapshot().dropped,
+            [("malformed", 1), ("too_long", 1), ("ring_full", 1), ("restore_address", 2)]
+        );
+    }
+
+    #[test]
+    fn answers_are_counted_by_method_and_code() {
+        let answer = |class, method, code: Option<ErrorCode>| {
+            let mut buffer = [0; 128];
+            let mut writer = MessageWriter::new(&mut buffer, class, method, TransactionId([1; 12]));
+            if let Some(code) = code {
+                writer.attribute(&code);
+            }
+            let length = writer.finish().expect("room");
+            buffer[..length].to_vec()
+        };
+        let mut counters = Counters::default();
+        let unauthorized = ErrorCode::new(401).expect("a code");
+        for reply in [
+            answer(Class::Success, Method::Binding, None),
+            answer(Class::Error, Method::Allocate, Some(unauthorized)),
+            answer(Class::Error, Method::Allocate, Some(unauthorized)),
+            answer(Class::Indication, Method::Data, None),
+            b"no STUN".to_vec(),
+        ] {
+            counters.answered(&reply);
+        }
+        assert_eq!(counters.snapshot().answers, [("binding", 0, 1), ("allocate", 401, 2)]);
+    }
+}

@@ -1,0 +1,148 @@
+//! From a configuration to running workers: everything is bound and restored before anything is read.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use anyhow::{Context, anyhow};
+use turn_core::{Change, Record, Server, Settings, WorkerId};
+
+use super::listen::Listener;
+use super::relayed::{Relayed, Routes};
+use super::ring::{self, Ends};
+use super::worker::{Reporting, Setup, Shown, Worker};
+use super::{DataplaneConfig, Handle, Listen};
+use crate::journal::Succession;
+use crate::registry::{Bounds, Registry};
+use crate::sys::epoll::{Epoll, Waker};
+
+/// Workers on their way.
+pub(super) struct Starting {
+    pub(super) handles: Vec<Handle>,
+    pub(super) reporting: Reporting,
+    registry: Arc<Registry>,
+    routes: Arc<Routes>,
+    wakers: Vec<Arc<Waker>>,
+    /// Rings of the workers that have not been spawned, the first one last.
+    ends: Vec<Ends>,
+    /// Each worker says here that its records are restored and journaled, or why not.
+    ready: (Sender<anyhow::Result<()>>, Receiver<anyhow::Result<()>>),
+    /// A word to each worker to begin to read; dropped, they end.
+    go: Vec<Sender<()>>,
+}
+
+impl Starting {
+    pub(super) fn new(
+        config: &DataplaneConfig,
+        listeners: &[Listener],
+        changes: tokio::sync::mpsc::Sender<Change>,
+    ) -> anyhow::Result<Self> {
+        let wakers: Vec<Arc<Waker>> = (0..config.workers)
+            .map(|_| Waker::new().map(Arc::new))
+            .collect::<Result<_, _>>()
+            .context("cannot make an eventfd")?;
+        let mut ends = ring::mesh(&wakers);
+        ends.reverse();
+        let bounds = Bounds { max_allocations: config.max_allocations, user_quota: config.user_quota };
+        let served: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+        Ok(Self {
+            handles: Vec::new(),
+            reporting: Reporting { changes, overflow: Arc::new(AtomicBool::new(false)) },
+            registry: Arc::new(Registry::new(config.relay_ips.clone(), config.relay_ports.clone(), bounds)),
+            routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
+            wakers,
+            ends,
+            ready: mpsc::channel(),
+            go: Vec::new(),
+        })
+    }
+
+    /// Starts the next worker: it restores its records, journals them, and waits.
+    pub(super) fn spawn(
+        &mut self,
+        config: &DataplaneConfig,
+        settings: &Arc<Settings>,
+        listeners: Vec<Listener>,
+        records: Vec<Record>,
+        succession: &Arc<Succession>,
+    ) -> anyhow::Result<()> {
+        let id = WorkerId(self.handles.len() as u16);
+        let epoll = Arc::new(Epoll::new().context("cannot make an epoll instance")?);
+        let waker = Arc::clone(&self.wakers[usize::from(id.0)]);
+        let (outboxes, inboxes) = self.ends.pop().context("more workers than rings")?;
+        let (commands, receiver) = mpsc::channel();
+        let shown = Arc::new(Shown::new());
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).context("the system has no randomness")?;
+        let server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
+        let relayed = Relayed::new(id, Arc::clone(&self.registry), Arc::clone(&self.routes), Arc::clone(&epoll));
+        let setup = Setup {
+            id,
+            workers: config.workers,
+            server,
+            epoch: config.epoch,
+            listeners,
+            relayed,
+            epoll,
+            waker: Arc::clone(&waker),
+            commands: receiver,
+            outboxes,
+            inboxes,
+            shown: Arc::clone(&shown),
+            reporting: self.reporting.clone(),
+            stream_send_cap: config.stream_send_cap,
+            max_connections: config.max_connections,
+        };
+        let (ready, (go, word)) = (self.ready.0.clone(), mpsc::channel());
+        let succession = Arc::clone(succession);
+        let thread = thread::Builder::new()
+            .name(format!("worker-{}", id.0))
+            .spawn(move || {
+                let mut worker = Worker::new(setup);
+                worker.restore(records);
+                let kept = worker.keep_journal(|records| succession.open(id, records));
+                drop(succession);
+                // Without anybody to tell, or without the word, the start has failed elsewhere.
+                let told = ready.send(kept.with_context(|| format!("cannot write the journal of worker {}", id.0)));
+                drop(ready);
+                if told.is_ok() && word.recv().is_ok() && let Err(error) = worker.run() {
+                    tracing::error!(worker = id.0, %error, "a worker cannot go on; the relay ends, and its journal brings it back");
+                    std::process::abort();
+                }
+            })
+            .with_context(|| format!("cannot start the thread of worker {}", id.0))?;
+        self.go.push(go);
+        self.handles.push(Handle { commands, waker, shown, thread: Some(thread) });
+        Ok(())
+    }
+
+    /// Waits until every worker has restored and journaled its records, removes the journals they came from, and lets
+    /// the workers read.
+    pub(super) fn finish(self, succession: Arc<Succession>) -> anyhow::Result<()> {
+        for _ in &self.go {
+            self.ready.1.recv().map_err(|_| anyhow!("a worker died while it restored its records"))??;
+        }
+        let succession = Arc::into_inner(succession).context("a worker still writes its first journal")?;
+        succession.finish().context("cannot remove the journals of the last start; see `state_dir`")?;
+        for go in self.go {
+            go.send(()).map_err(|_| anyhow!("a worker died before it served"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the listeners are bound to.
+pub(super) fn addresses(listeners: &[Listener]) -> Vec<Listen> {
+    listeners.iter().map(|listener| Listen { transport: listener.transport(), bind: listener.address }).collect()
+}
+
+/// The addresses of this machine, if a listener serves them all.
+fn local_addresses(served: &[SocketAddr]) -> anyhow::Result<Vec<IpAddr>> {
+    if !served.iter().any(|address| address.ip().is_unspecified()) {
+        return Ok(Vec::new());
+    }
+    let interfaces = if_addrs::get_if_addrs().context("cannot list the addresses of this machine")?;
+    Ok(interfaces.iter().map(if_addrs::Interface::ip).collect())
+}

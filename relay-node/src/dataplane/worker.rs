@@ -1,0 +1,712 @@
+//! The loop of one worker thread: receive, ask the core, apply the verdict, write the journal, flush, arm the timer.
+//!
+//! A *turn* is what happens between two flushes: at most as many packets as there are slots. Everything a turn sends
+//! leaves at its end, behind one write to the journal.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc::error::TrySendError;
+use turn_core::{
+    AllocationId, Change, ConnectionId, DropReason, FiveTuple, Head, Input, IpMeta, ListenerId, Now, Out, Output, Path,
+    PeerAddr, Record, RelayedAddr, Server, Settings, Transport, Verdict, WorkerId,
+};
+
+use super::counters::{Counters, Direction, Loss};
+use super::listen::{Listener, ListenerSocket};
+use super::outgoing::{Body, Outgoing, OutgoingQueue, Target};
+use super::packet::{PacketRef, Packets};
+use super::relayed::Relayed;
+use super::ring::{Inbox, Meaning, Outbox};
+use super::streams::Streams;
+use super::{WorkerSnapshot, shard, udp};
+use crate::journal::Journal;
+use crate::sys::epoll::{Epoll, Events, Interest, Readiness, Waker};
+use crate::sys::message::SendBatch;
+use crate::sys::process::thread_cpu_time;
+use crate::sys::socket::receive_icmp;
+
+/// Events of one wait.
+const EVENTS: usize = 256;
+/// Datagrams taken from a listener before others have their turn.
+const LISTENER_BUDGET: usize = 64;
+/// Datagrams, or ICMP errors, taken from a relayed address before others have their turn.
+const RELAYED_BUDGET: usize = 16;
+/// Packets taken from a ring before others have their turn.
+const RING_BUDGET: usize = 32;
+/// Timeouts handed to the core in one turn.
+const TIMEOUT_BUDGET: usize = 64;
+/// Snapshots, idle connections and retries.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a descriptor is to its worker; travels through epoll as a number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Token {
+    Wake,
+    Listener(usize),
+    Relayed(usize),
+    Connection(usize),
+}
+
+impl Token {
+    pub(super) fn encode(self) -> u64 {
+        let (kind, index) = match self {
+            Self::Wake => (0, 0),
+            Self::Listener(index) => (1, index),
+            Self::Relayed(index) => (2, index),
+            Self::Connection(index) => (3, index),
+        };
+        kind << 32 | index as u64
+    }
+
+    fn decode(token: u64) -> Self {
+        let index = (token & u64::from(u32::MAX)) as usize;
+        match token >> 32 {
+            1 => Self::Listener(index),
+            2 => Self::Relayed(index),
+            3 => Self::Connection(index),
+            _ => Self::Wake,
+        }
+    }
+}
+
+/// What other threads ask of a worker.
+pub(super) enum Command {
+    Configure(Arc<Settings>),
+    Own(u64),
+    Revoke(AllocationId),
+    Restore(Vec<Record>),
+    Records(tokio::sync::oneshot::Sender<Vec<Record>>),
+    Stop,
+}
+
+/// What a worker shows to other threads.
+pub(super) struct Shown {
+    /// Milliseconds from `since` to the worker's last turn.
+    turned: AtomicU64,
+    since: Instant,
+    snapshot: Mutex<WorkerSnapshot>,
+}
+
+impl Shown {
+    pub(super) fn new() -> Self {
+        Self { turned: AtomicU64::new(0), since: Instant::now(), snapshot: Mutex::default() }
+    }
+
+    pub(super) fn snapshot(&self) -> WorkerSnapshot {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Time since the worker last turned its loop.
+    pub(super) fn silence(&self) -> Duration {
+        let turned = Duration::from_millis(self.turned.load(Ordering::Relaxed));
+        self.since.elapsed().saturating_sub(turned)
+    }
+
+    fn turn(&self, now: Instant) {
+        let milliseconds = now.saturating_duration_since(self.since).as_millis();
+        self.turned.store(u64::try_from(milliseconds).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Where a worker's record changes go beside the journal.
+#[derive(Clone)]
+pub(super) struct Reporting {
+    pub(super) changes: tokio::sync::mpsc::Sender<Change>,
+    pub(super) overflow: Arc<AtomicBool>,
+}
+
+/// What a worker is made of.
+pub(super) struct Setup {
+    pub(super) id: WorkerId,
+    pub(super) workers: u16,
+    pub(super) server: Server,
+    pub(super) epoch: u64,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) relayed: Relayed,
+    pub(super) epoll: Arc<Epoll>,
+    pub(super) waker: Arc<Waker>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) outboxes: Vec<Option<Outbox>>,
+    pub(super) inboxes: Vec<Inbox>,
+    pub(super) shown: Arc<Shown>,
+    pub(super) reporting: Reporting,
+    pub(super) stream_send_cap: usize,
+    pub(super) max_connections: usize,
+}
+
+/// A worker.
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    workers: u16,
+    pub(super) server: Server,
+    pub(super) epoch: u64,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) relayed: Relayed,
+    pub(super) streams: Streams,
+    pub(super) epoll: Arc<Epoll>,
+    waker: Arc<Waker>,
+    commands: Receiver<Command>,
+    outboxes: Vec<Option<Outbox>>,
+    inboxes: Vec<Inbox>,
+    pub(super) packets: Packets,
+    outgoing: OutgoingQueue,
+    batch: SendBatch,
+    pub(super) counters: Counters,
+    journal: Option<Journal>,
+    reporting: Reporting,
+    shown: Arc<Shown>,
+    pub(super) now: Now,
+    ticked: Instant,
+    /// Work is left that no descriptor will tell of.
+    unfinished: bool,
+    stopped: bool,
+}
+
+/// Where a packet came from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin {
+    Client { from: FiveTuple, path: Path, ip: IpMeta },
+    Peer { relayed: RelayedAddr, from: PeerAddr, ip: IpMeta },
+}
+
+impl Origin {
+    fn input(self, packet: &[u8]) -> Input<'_> {
+        match self {
+            Self::Client { from, path, ip } => Input::FromClient { from, path, packet, ip },
+            Self::Peer { relayed, from, ip } => Input::FromPeer { relayed, from, packet, ip },
+        }
+    }
+}
+
+/// What came of a verdict.
+enum Applied {
+    /// It is on its way, or there was nothing to send.
+    Done,
+    /// It came to nothing.
+    Dropped,
+    /// It is for another allocation of this worker.
+    Again(Origin, PacketRef),
+}
+
+impl Worker {
+    pub(super) fn new(setup: Setup) -> Self {
+        let now = read_clocks();
+        Self {
+            id: setup.id,
+            workers: setup.workers,
+            server: setup.server,
+            epoch: setup.epoch,
+            listeners: setup.listeners,
+            relayed: setup.relayed,
+            streams: Streams::new(setup.id, setup.stream_send_cap, setup.max_connections),
+            epoll: setup.epoll,
+            waker: setup.waker,
+            commands: setup.commands,
+            outboxes: setup.outboxes,
+            inboxes: setup.inboxes,
+            packets: Packets::new(),
+            outgoing: OutgoingQueue::default(),
+            batch: SendBatch::new(),
+            counters: Counters::default(),
+            journal: None,
+            reporting: setup.reporting,
+            shown: setup.shown,
+            now,
+            ticked: now.mono,
+            unfinished: false,
+            stopped: false,
+        }
+    }
+
+    /// From now on changes are journaled. What was restored before is in the journal already, or has ended.
+    pub(super) fn keep_journal(
+        &mut self,
+        open: impl FnOnce(&mut dyn Iterator<Item = Record>) -> io::Result<Journal>,
+    ) -> io::Result<()> {
+        let mut records = self.server.records(self.now);
+        self.journal = Some(open(&mut records)?);
+        Ok(())
+    }
+
+    /// Reads clients and turns until told to stop.
+    ///
+    /// # Errors
+    /// As epoll(7): the worker cannot go on.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        self.epoll.add(self.waker.as_fd(), Token::Wake.encode(), Interest::Read)?;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            let token = Token::Listener(index).encode();
+            match &listener.socket {
+                ListenerSocket::Udp(socket) => self.epoll.add(socket.as_fd(), token, Interest::Read)?,
+                ListenerSocket::Tcp { listener, .. } => self.epoll.add(listener.as_fd(), token, Interest::Read)?,
+            }
+        }
+        let mut events = Events::with_capacity(EVENTS);
+        while !self.stopped {
+            self.epoll.wait(&mut events, Some(self.patience()))?;
+            self.now = read_clocks();
+            self.shown.turn(self.now.mono);
+            self.unfinished = false;
+            for index in 0..events.len() {
+                if self.packets.room() < LISTENER_BUDGET {
+                    self.finish_turn();
+                }
+                self.on_ready(events.at(index));
+            }
+            self.take_from_rings();
+            self.fire_timers();
+            self.finish_turn();
+            self.tick();
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// How long there is nothing to do unless a descriptor says otherwise.
+    fn patience(&self) -> Duration {
+        if self.unfinished {
+            return Duration::ZERO;
+        }
+        let tick = self.ticked + TICK;
+        let next = self.server.poll_timeout().map_or(tick, |timeout| timeout.min(tick));
+        next.saturating_duration_since(Instant::now())
+    }
+
+    fn on_ready(&mut self, ready: Readiness) {
+        match Token::decode(ready.token) {
+            Token::Wake => {
+                self.waker.reset();
+                while let Ok(command) = self.commands.try_recv() {
+                    self.obey(command);
+                }
+            }
+            Token::Listener(index) => match self.listeners[index].socket {
+                ListenerSocket::Udp(_) => self.receive_from_clients(index),
+                ListenerSocket::Tcp { .. } => self.accept(index),
+            },
+            Token::Relayed(key) => {
+                if ready.error {
+                    self.receive_errors(key);
+                }
+                if ready.readable {
+                    self.receive_from_peers(key);
+                }
+            }
+            Token::Connection(key) => self.on_connection(key, ready),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let input = match command {
+            Command::Configure(settings) => Input::Configure(settings),
+            Command::Own(epoch) => {
+                self.epoch = epoch;
+                Input::Own { epoch }
+            }
+            Command::Revoke(id) => Input::Revoke(id),
+            Command::Restore(records) => {
+                self.restore(records);
+                return;
+            }
+            Command::Records(answer) => {
+                // Nobody waits any more: nothing to do.
+                let _ = answer.send(self.server.records(self.now).collect());
+                return;
+            }
+            Command::Stop => {
+                self.stopped = true;
+                return;
+            }
+        };
+        self.handle(input);
+    }
+
+    fn receive_from_clients(&mut self, index: usize) {
+        let listener = &self.listeners[index];
+        let ListenerSocket::Udp(socket) = &listener.socket else {
+            return;
+        };
+        let address = listener.address;
+        // An error here is "nothing there", or one that the next readiness tells again.
+        let Ok(slots) = self.packets.receive(socket.as_fd(), LISTENER_BUDGET) else {
+            return;
+        };
+        for slot in slots {
+            let Some(received) = self.packets.received(slot) else {
+                continue;
+            };
+            let from = FiveTuple {
+                transport: Transport::Udp,
+                client: received.source,
+                server: received.local.map_or(address, |ip| SocketAddr::new(ip, address.port())),
+            };
+            let (listener, ip) = (ListenerId(index as u16), IpMeta { dscp_ecn: received.tos });
+            let owner = shard::worker(from.client, self.workers);
+            if owner == self.id {
+                self.feed(Origin::Client { from, path: Path::Listener(listener), ip }, received.packet);
+            } else {
+                self.counters.crossed += 1;
+                let meaning = Meaning::FromClient { from, listener, ip };
+                self.send_to_worker(owner, meaning, Head::EMPTY, received.packet);
+            }
+        }
+    }
+
+    fn receive_from_peers(&mut self, key: usize) {
+        let Some(entry) = self.relayed.socket(key) else {
+            return;
+        };
+        let relayed = entry.relayed;
+        let Ok(slots) = self.packets.receive(entry.socket.as_fd(), RELAYED_BUDGET) else {
+            return;
+        };
+        for slot in slots {
+            if let Some(received) = self.packets.received(slot) {
+                let origin = Origin::Peer {
+                    relayed,
+                    from: PeerAddr::new(received.source),
+                    ip: IpMeta { dscp_ecn: received.tos },
+                };
+                self.feed(origin, received.packet);
+            }
+        }
+    }
+
+    /// ICMP errors for what a relayed address sent (RFC 8656 §11.5).
+    fn receive_errors(&mut self, key: usize) {
+        for _ in 0..RELAYED_BUDGET {
+            let Some(entry) = self.relayed.socket(key) else {
+                return;
+            };
+            let relayed = entry.relayed;
+            match receive_icmp(entry.socket.as_fd()) {
+                Ok(Some(error)) => self.handle(Input::Icmp {
+                    relayed,
+                    peer: PeerAddr::new(error.destination),
+                    kind: error.kind,
+                    code: error.code,
+                }),
+                Ok(None) => {}
+                Err(_) => {
+                    // The queue is empty. What else the socket has against us is taken off it, or it would be reported
+                    // for ever.
+                    let _ = entry.socket.take_error();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_from_rings(&mut self) {
+        for index in 0..self.inboxes.len() {
+            for _ in 0..RING_BUDGET {
+                if self.packets.room() == 0 {
+                    self.finish_turn();
+                }
+                let inbox = &mut self.inboxes[index];
+                let Some((meaning, packet)) = self.packets.fill(|buffer| inbox.pop(buffer)) else {
+                    break;
+                };
+                self.take_crossed(meaning, packet);
+            }
+            self.unfinished |= !self.inboxes[index].is_empty();
+        }
+    }
+
+    fn take_crossed(&mut self, meaning: Meaning, packet: PacketRef) {
+        let origin = match meaning {
+            Meaning::FromClient { from, listener, ip } => Origin::Client { from, path: Path::Listener(listener), ip },
+            Meaning::FromPeer { relayed, from, ip } => match self.own_relayed(relayed) {
+                Some(relayed) => Origin::Peer { relayed, from, ip },
+                None => {
+                    self.counters.dropped(DropReason::NobodyThere);
+                    return;
+                }
+            },
+        };
+        self.feed(origin, packet);
+    }
+
+    fn own_relayed(&self, address: PeerAddr) -> Option<RelayedAddr> {
+        let key = self.relayed.find(address.socket_addr())?;
+        Some(self.relayed.socket(key)?.relayed)
+    }
+
+    fn fire_timers(&mut self) {
+        for _ in 0..TIMEOUT_BUDGET {
+            if self.server.poll_timeout().is_none_or(|timeout| timeout > self.now.mono) {
+                return;
+            }
+            self.handle(Input::Timeout);
+        }
+    }
+
+    /// Hands a packet to the core and applies what it says. Whether the packet was of use.
+    pub(super) fn feed(&mut self, mut origin: Origin, mut packet: PacketRef) -> bool {
+        // A packet for another allocation of this worker goes in once more, as from a peer; from there it can only go
+        // to a client.
+        for _ in 0..2 {
+            let input = origin.input(self.packets.bytes(packet));
+            let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+            let applied = self.apply(verdict, packet);
+            self.drain_outputs();
+            match applied {
+                Applied::Done => return true,
+                Applied::Dropped => return false,
+                Applied::Again(next, payload) => (origin, packet) = (next, payload),
+            }
+        }
+        self.counters.dropped(DropReason::Unexpected);
+        false
+    }
+
+    /// Hands in what is no packet.
+    pub(super) fn handle(&mut self, input: Input<'_>) {
+        let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+        self.apply(verdict, PacketRef::EMPTY);
+        self.drain_outputs();
+    }
+
+    fn apply(&mut self, verdict: Verdict, packet: PacketRef) -> Applied {
+        match verdict {
+            Verdict::Send { out, head, payload, padding, ip } => {
+                let body = Body::Packet(packet.range(payload.clone()));
+                match out {
+                    Out::Client { to, path } => {
+                        let direction = Some(Direction::ToClient);
+                        self.queue_to_client(to, path, Gathered { head, body, padding, ip, direction })
+                    }
+                    Out::Peer { via, to } => {
+                        let Some(key) = self.relayed.find(via.bound) else {
+                            self.counters.dropped(DropReason::NoAllocation);
+                            return Applied::Dropped;
+                        };
+                        let direction = Some(Direction::ToPeer);
+                        let gathered = Gathered { head, body, padding, ip, direction };
+                        self.queue(Target::Relayed(key), to.socket_addr(), None, gathered);
+                        Applied::Done
+                    }
+                    Out::Worker { worker, via, to } => {
+                        let payload = packet.range(payload);
+                        self.to_worker(worker, via, to, head, payload, ip)
+                    }
+                    Out::Member { .. } => {
+                        self.counters.dropped(DropReason::NoBackbone);
+                        Applied::Dropped
+                    }
+                }
+            }
+            Verdict::Reply { out } => {
+                let Out::Client { to, path } = out else {
+                    self.counters.dropped(DropReason::Unexpected);
+                    return Applied::Dropped;
+                };
+                let body = self.outgoing.copy_reply(self.server.reply());
+                let gathered = Gathered { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None };
+                self.queue_to_client(to, path, gathered)
+            }
+            Verdict::Done => Applied::Done,
+            Verdict::Drop(reason) => {
+                self.counters.dropped(reason);
+                Applied::Dropped
+            }
+        }
+    }
+
+    fn queue_to_client(&mut self, to: FiveTuple, path: Path, gathered: Gathered) -> Applied {
+        let (target, from) = match path {
+            Path::Listener(ListenerId(index)) => {
+                let index = usize::from(index);
+                let wildcard = self.listeners.get(index).is_some_and(Listener::is_wildcard);
+                (Target::Listener(index), wildcard.then_some(to.server.ip()))
+            }
+            Path::Connection(id) => match self.streams.key(id) {
+                Some(key) => (Target::Connection(key), None),
+                None => {
+                    self.counters.lost(Loss::StreamClosed);
+                    return Applied::Dropped;
+                }
+            },
+            Path::Ingress(_) => {
+                self.counters.dropped(DropReason::NoBackbone);
+                return Applied::Dropped;
+            }
+        };
+        self.queue(target, to.client, from, gathered);
+        Applied::Done
+    }
+
+    fn queue(&mut self, target: Target, to: SocketAddr, from: Option<std::net::IpAddr>, gathered: Gathered) {
+        let Gathered { head, body, padding, ip, direction } = gathered;
+        let tos = ip.dscp_ecn;
+        self.outgoing.push(target, Outgoing { to, from, tos, head, body, padding, direction });
+    }
+
+    /// From one allocation of this node to another.
+    fn to_worker(
+        &mut self,
+        worker: WorkerId,
+        via: RelayedAddr,
+        to: PeerAddr,
+        head: Head,
+        payload: PacketRef,
+        ip: IpMeta,
+    ) -> Applied {
+        let from = PeerAddr::new(via.advertised);
+        if worker != self.id {
+            let meaning = Meaning::FromPeer { relayed: to, from, ip };
+            let length = payload.len();
+            if !self.send_to_worker(worker, meaning, head, payload) {
+                return Applied::Dropped;
+            }
+            self.counters.relayed(Direction::ToPeer, length);
+            return Applied::Done;
+        }
+        let Some(relayed) = self.own_relayed(to) else {
+            self.counters.dropped(DropReason::NobodyThere);
+            return Applied::Dropped;
+        };
+        self.counters.relayed(Direction::ToPeer, payload.len());
+        Applied::Again(Origin::Peer { relayed, from, ip }, payload)
+    }
+
+    /// Copies a packet into the ring to another worker; a full ring drops it.
+    fn send_to_worker(&mut self, worker: WorkerId, meaning: Meaning, head: Head, packet: PacketRef) -> bool {
+        let parts = [head.as_slice(), self.packets.bytes(packet), &[]];
+        let outbox = self.outboxes.get_mut(usize::from(worker.0)).and_then(Option::as_mut);
+        let pushed = outbox.is_some_and(|outbox| outbox.push(meaning, parts).is_ok());
+        if !pushed {
+            self.counters.lost(Loss::RingFull);
+        }
+        pushed
+    }
+
+    pub(super) fn drain_outputs(&mut self) {
+        while let Some(output) = self.server.poll_output() {
+            match output {
+                Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
+                Output::Record(change) => self.record(change),
+                Output::Close(id) => self.close_soon(id),
+            }
+        }
+    }
+
+    /// Journals a change and reports it.
+    pub(super) fn record(&mut self, change: Change) {
+        self.streams.note(&change);
+        if let Some(journal) = &mut self.journal {
+            journal.append(&change);
+        }
+        if let Err(TrySendError::Full(_)) = self.reporting.changes.try_send(change) {
+            self.reporting.overflow.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn close_soon(&mut self, id: ConnectionId) {
+        if let Some(key) = self.streams.key(id) {
+            self.streams.close_soon(key);
+        }
+    }
+
+    /// Journal, then everything the turn sends, then what it closed; the slots are free again.
+    pub(super) fn finish_turn(&mut self) {
+        self.commit();
+        self.flush();
+        self.close_connections();
+        self.commit();
+        self.relayed.close_released();
+        self.outgoing.clear();
+        self.packets.clear();
+        for outbox in self.outboxes.iter_mut().flatten() {
+            outbox.wake();
+        }
+    }
+
+    fn commit(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.commit();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.outgoing.sort();
+        let mut position = 0;
+        while let Some((target, run)) = self.outgoing.run(position) {
+            position = run.end;
+            let socket = match target {
+                Target::Listener(index) => match self.listeners.get(index).map(|listener| &listener.socket) {
+                    Some(ListenerSocket::Udp(socket)) => socket,
+                    _ => continue,
+                },
+                Target::Relayed(key) => match self.relayed.socket(key) {
+                    Some(entry) => &entry.socket,
+                    None => continue,
+                },
+                Target::Connection(key) => {
+                    self.streams.send_run(key, &self.outgoing, &self.packets, run, &mut self.counters);
+                    self.update_interest(key);
+                    continue;
+                }
+            };
+            udp::send_run(&mut self.batch, socket.as_fd(), &self.outgoing, &self.packets, run, &mut self.counters);
+        }
+    }
+
+    /// Once a second: what is not worth doing more often.
+    fn tick(&mut self) {
+        if self.now.mono.saturating_duration_since(self.ticked) < TICK {
+            return;
+        }
+        self.ticked = self.now.mono;
+        self.end_idle_connections();
+        self.resume_accepting();
+        if let Some(journal) = &mut self.journal
+            && journal.wants_compaction()
+            && let Err(error) = journal.compact(self.server.records(self.now))
+        {
+            journal.failed(&error);
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let mut snapshot = self.counters.snapshot();
+        snapshot.allocations = self.server.allocations() as u64;
+        snapshot.cpu_micros = u64::try_from(thread_cpu_time().as_micros()).unwrap_or(u64::MAX);
+        snapshot.journal_errors = self.journal.as_ref().map_or(0, Journal::errors);
+        snapshot.connections = self.streams.open() as u64;
+        *self.shown.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}
+
+/// The bytes of something to send, and how.
+struct Gathered {
+    head: Head,
+    body: Body,
+    padding: u8,
+    ip: IpMeta,
+    direction: Option<Direction>,
+}
+
+fn read_clocks() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { mono: Instant::now(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_travel_through_epoll() {
+        for token in [Token::Wake, Token::Listener(3), Token::Relayed(70_000), Token::Connection(0)] {
+            assert_eq!(Token::decode(token.encode()), token);
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Datagrams in batches: recvmmsg(2) and sendmmsg(2), with the local address and the DSCP/ECN octet of each.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use super::check;
+
+/// A socket address as the kernel writes it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) union Name {
+    family: libc::sa_family_t,
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl Name {
+    pub(super) const SIZE: libc::socklen_t = size_of::<Self>() as libc::socklen_t;
+    // SAFETY: all three variants are plain integers, for which zeros are valid.
+    pub(super) const EMPTY: Self = unsafe { std::mem::zeroed() };
+
+    fn set(&mut self, address: SocketAddr) -> libc::socklen_t {
+        let size = match address {
+            SocketAddr::V4(address) => {
+                self.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: address.port().to_be(),
+                    sin_addr: v4_to_raw(*address.ip()),
+                    sin_zero: [0; 8],
+                };
+                size_of::<libc::sockaddr_in>()
+            }
+            SocketAddr::V6(address) => {
+                self.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: address.port().to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: v6_to_raw(*address.ip()),
+                    sin6_scope_id: address.scope_id(),
+                };
+                size_of::<libc::sockaddr_in6>()
+            }
+        };
+        size as libc::socklen_t
+    }
+
+    /// The address; nothing for a family that is not IP.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        // SAFETY: the union was zeroed or written by `set` or the kernel, so every variant is made of initialised
+        // integers; the family says which one is meant.
+        unsafe {
+            match libc::c_int::from(self.family) {
+                libc::AF_INET => {
+                    Some(SocketAddr::from((v4_from_raw(self.v4.sin_addr), u16::from_be(self.v4.sin_port))))
+                }
+                libc::AF_INET6 => Some(SocketAddr::V6(SocketAddrV6::new(
+                    Ipv6Addr::from(self.v6.sin6_addr.s6_addr),
+                    u16::from_be(self.v6.sin6_port),
+                    0,
+                    self.v6.sin6_scope_id,
+                ))),
+                _ => None,
+            }
+        }
+    }
+}
+
+fn v4_to_raw(ip: Ipv4Addr) -> libc::in_addr {
+    libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) }
+}
+
+fn v4_from_raw(raw: libc::in_addr) -> Ipv4Addr {
+    Ipv4Addr::from(raw.s_addr.to_ne_bytes())
+}
+
+fn v6_to_raw(ip: Ipv6Addr) -> libc::in6_addr {
+    libc::in6_addr { s6_addr: ip.octets() }
+}
+
+/// Room for control messages: local address and DSCP/ECN of either family, or one ICMP error.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Control([u8; 96]);
+
+impl Control {
+    pub(super) const SIZE: usize = size_of::<Self>();
+    pub(super) const EMPTY: Self = Self([0; 96]);
+}
+
+/// Length of a control message's header, and the alignment of all of them (cmsg(3)).
+const CONTROL_HEADER: usize = size_of::<libc::cmsghdr>();
+const CONTROL_ALIGN: usize = size_of::<usize>();
+
+/// Hands every control message (level, type, data) in the first `length` bytes to `each`.
+pub(super) fn control_messages(
+    control: &Control,
+    length: usize,
+    mut each: impl FnMut(libc::c_int, libc::c_int, &[u8]),
+) {
+    let mut rest = &control.0[..length.min(Control::SIZE)];
+    while rest.len() >= CONTROL_HEADER {
+        // SAFETY: `rest` holds at least a cmsghdr of plain integers; the read does not ask for alignment.
+        let header = unsafe { ptr::read_unaligned(rest.as_ptr().cast::<libc::cmsghdr>()) };
+        let size = header.cmsg_len as usize;
+        let Some(data) = rest.get(CONTROL_HEADER..size) else {
+            return;
+        };
+        each(header.cmsg_level, header.cmsg_type, data);
+        rest = rest.get(size.next_multiple_of(CONTROL_ALIGN)..).unwrap_or_default();
+    }
+}
+
+/// Writes control messages one behind the other.
+struct ControlWriter<'a> {
+    control: &'a mut Control,
+    length: usize,
+}
+
+impl ControlWriter<'_> {
+    /// Appends a message whose data is a plain C type.
+    fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, data: T) {
+        let size = CONTROL_HEADER + size_of::<T>();
+        let end = self.length + size.next_multiple_of(CONTROL_ALIGN);
+        let room = &mut self.control.0[self.length..end];
+        // SAFETY: a cmsghdr of zeros is valid: plain integers (some libcs add private padding).
+        let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+        header.cmsg_len = size as _;
+        header.cmsg_level = level;
+        header.cmsg_type = kind;
+        // SAFETY: the slice just taken has room for the header and the data; unaligned writes do not ask for alignment.
+        unsafe {
+            ptr::write_unaligned(room.as_mut_ptr().cast(), header);
+            ptr::write_unaligned(room.as_mut_ptr().add(CONTROL_HEADER).cast(), data);
+        }
+        self.length = end;
+    }
+}
+
+/// Slots that datagrams are received into, with what the kernel told about each.
+pub struct ReceiveSlots {
+    memory: Box<[u8]>,
+    headers: Box<[libc::mmsghdr]>,
+    iovecs: Box<[libc::iovec]>,
+    names: Box<[Name]>,
+    controls: Box<[Control]>,
+}
+
+impl ReceiveSlots {
+    /// Bytes of a slot: the longest datagram, or the longest frame of a stream (RFC 8656 §12.5; 20 + 65,535 bytes).
+    pub const SIZE: usize = 65_536 + 64;
+    /// Distance of slots. Not a multiple of a page, or the heads of all slots would share a few cache sets.
+    const STRIDE: usize = Self::SIZE + 64 * 3;
+
+    /// `count` slots. Memory is touched as far as datagrams fill it.
+    pub fn new(count: usize) -> Self {
+        // SAFETY: mmsghdr and iovec of zeros are valid: null pointers with zero lengths.
+        let (header, iovec) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        Self {
+            memory: vec![0; count * Self::STRIDE].into_boxed_slice(),
+            headers: vec![header; count].into_boxed_slice(),
+            iovecs: vec![iovec; count].into_boxed_slice(),
+            names: vec![Name::EMPTY; count].into_boxed_slice(),
+            controls: vec![Control::EMPTY; count].into_boxed_slice(),
+        }
+    }
+
+    /// How many slots there are.
+    pub fn count(&self) -> usize {
+        self.headers.len()
+    }
+
+    /// Receives at most `most` datagrams, without waiting, into the slots from `first` on.
+    ///
+    /// # Errors
+    /// As recvmmsg(2): WouldBlock when there is none, an ICMP error that was pending on the socket.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, first: usize, most: usize) -> io::Result<usize> {
+        let most = most.min(self.count() - first);
+        let memory = self.memory.as_mut_ptr();
+        for index in first..first + most {
+            self.iovecs[index] =
+                libc::iovec { iov_base: memory.wrapping_add(index * Self::STRIDE).cast(), iov_len: Self::SIZE };
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_name = (&raw mut self.names[index]).cast();
+            header.msg_namelen = Name::SIZE;
+            header.msg_iov = &raw mut self.iovecs[index];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut self.controls[index]).cast();
+            header.msg_controllen = Control::SIZE as _;
+            header.msg_flags = 0;
+        }
+        // SAFETY: the headers from `first` on, `most` of them, were just pointed at this value's own arrays, each with
+        // its length; nothing else touches them during the call.
+        let received = check(unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers[first..].as_mut_ptr(),
+                most as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        })?;
+        Ok(usize::try_from(received).unwrap_or(0))
+    }
+
+    /// The whole of a slot.
+    pub fn slot(&mut self, index: usize) -> &mut [u8] {
+        &mut self.memory[index * Self::STRIDE..][..Self::SIZE]
+    }
+
+    /// The first `length` bytes of a slot.
+    pub fn bytes(&self, index: usize, length: usize) -> &[u8] {
+        &self.memory[index * Self::STRIDE..][..length]
+    }
+
+    /// Length of the datagram received into a slot.
+    pub fn length(&self, index: usize) -> usize {
+        (self.headers[index].msg_len as usize).min(Self::SIZE)
+    }
+
+    /// Source of the datagram received into a slot.
+    pub fn source(&self, index: usize) -> Option<SocketAddr> {
+        self.names[index].address()
+    }
+
+    /// Address the datagram in a slot came to, where [`receive_local_address`](super::socket::receive_local_address)
+    /// was asked for, and its DSCP/ECN octet.
+    pub fn local_and_tos(&self, index: usize) -> (Option<IpAddr>, u8) {
+        let (mut local, mut tos) = (None, 0);
+        let length = self.headers[index].msg_hdr.msg_controllen as usize;
+        control_messages(&self.controls[index], length, |level, kind, data| match (level, kind) {
+            // struct in_pktinfo: interface, local address, destination in the header. The second differs from the
+            // third for a broadcast only, and is the one to answer from.
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                if let Some(octets) = data.get(4..8).and_then(|octets| <[u8; 4]>::try_from(octets).ok()) {
+                    local = Some(IpAddr::from(octets));
+                }
+            }
+            // struct in6_pktinfo: address, interface.
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                if let Some(octets) = data.get(..16).and_then(|octets| <[u8; 16]>::try_from(octets).ok()) {
+                    local = Some(IpAddr::from(octets));
+                }
+            }
+            (libc::IPPROTO_IP, libc::IP_TOS) => tos = data.first().copied().unwrap_or(0),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                if let Some(class) = data.get(..4).and_then(|class| <[u8; 4]>::try_from(class).ok()) {
+                    tos = i32::from_ne_bytes(class) as u8;
+                }
+            }
+            _ => {}
+        });
+        (local, tos)
+    }
+}
+
+/// A datagram to send, gathered from three parts.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Destination.
+    pub to: SocketAddr,
+    /// Source address, where the socket is bound to none.
+    pub from: Option<IpAddr>,
+    /// DSCP/ECN octet; 0 leaves the socket's.
+    pub tos: u8,
+    /// The bytes, in order.
+    pub parts: [&'a [u8]; 3],
+}
+
+/// Room for one batch of datagrams to send.
+pub struct SendBatch {
+    headers: Box<[libc::mmsghdr]>,
+    iovecs: Box<[[libc::iovec; 3]]>,
+    names: Box<[Name]>,
+    controls: Box<[Control]>,
+}
+
+impl SendBatch {
+    /// Datagrams of one system call.
+    pub const CAPACITY: usize = 64;
+
+    /// An empty batch.
+    pub fn new() -> Self {
+        // SAFETY: mmsghdr and iovec of zeros are valid: null pointers with zero lengths.
+        let (header, iovec) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        Self {
+            headers: vec![header; Self::CAPACITY].into_boxed_slice(),
+            iovecs: vec![[iovec; 3]; Self::CAPACITY].into_boxed_slice(),
+            names: vec![Name::EMPTY; Self::CAPACITY].into_boxed_slice(),
+            controls: vec![Control::EMPTY; Self::CAPACITY].into_boxed_slice(),
+        }
+    }
+
+    /// Sends, without waiting, at most [`SendBatch::CAPACITY`] datagrams; says how many the kernel took.
+    ///
+    /// # Errors
+    /// As sendmmsg(2), for the first datagram: then none was taken.
+    pub fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: impl Iterator<Item = Datagram<'a>>,
+    ) -> io::Result<usize> {
+        let mut count = 0;
+        for (index, datagram) in datagrams.take(Self::CAPACITY).enumerate() {
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_namelen = self.names[index].set(datagram.to);
+            header.msg_name = (&raw mut self.names[index]).cast();
+            for (iovec, part) in self.iovecs[index].iter_mut().zip(datagram.parts) {
+                *iovec = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+            }
+            header.msg_iov = self.iovecs[index].as_mut_ptr();
+            header.msg_iovlen = 3;
+            let length = write_control(&mut self.controls[index], &datagram);
+            header.msg_control = if length == 0 { ptr::null_mut() } else { (&raw mut self.controls[index]).cast() };
+            header.msg_controllen = length as _;
+            count = index + 1;
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the first `count` headers were just pointed at this value's own arrays and at the parts, which `'a`
+        // keeps alive beyond the call; the kernel reads them and writes only msg_len.
+        let sent = check(unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count as libc::c_uint,
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        })?;
+        Ok(usize::try_from(sent).unwrap_or(0))
+    }
+}
+
+impl Default for SendBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn write_control(control: &mut Control, datagram: &Datagram<'_>) -> usize {
+    let mut writer = ControlWriter { control, length: 0 };
+    match datagram.from {
+        Some(IpAddr::V4(ip)) => writer.push(
+            libc::IPPROTO_IP,
+            libc::IP_PKTINFO,
+            libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: v4_to_raw(ip), ipi_addr: libc::in_addr { s_addr: 0 } },
+        ),
+        Some(IpAddr::V6(ip)) => writer.push(
+            libc::IPPROTO_IPV6,
+            libc::IPV6_PKTINFO,
+            libc::in6_pktinfo { ipi6_addr: v6_to_raw(ip), ipi6_ifindex: 0 },
+        ),
+        None => {}
+    }
+    if datagram.tos != 0 {
+        let class = libc::c_int::from(datagram.tos);
+        match datagram.to {
+            SocketAddr::V4(_) => writer.push(libc::IPPROTO_IP, libc::IP_TOS, class),
+            SocketAddr::V6(_) => writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class),
+        }
+    }
+    writer.length
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::sys::socket::receive_local_address;
+
+    /// A socket on every address of a family that tells local address and DSCP/ECN.
+    fn receiver(any: &str) -> io::Result<UdpSocket> {
+        let socket = UdpSocket::bind(any)?;
+        let v6 = socket.local_addr()?.is_ipv6();
+        receive_local_address(socket.as_fd(), v6)?;
+        let options = socket2::SockRef::from(&socket);
+        if v6 {
+            options.set_recv_tclass_v6(true)?;
+        } else {
+            options.set_recv_tos_v4(true)?;
+        }
+        Ok(socket)
+    }
+
+    #[test]
+    fn a_batch_arrives_gathered_with_its_addresses_and_dscp() -> io::Result<()> {
+        for (any, loopback, source) in [("0.0.0.0:0", "127.0.0.3", "127.0.0.9"), ("[::]:0", "::1", "::1")] {
+            let (receiver, sender) = (receiver(any)?, UdpSocket::bind(any)?);
+            let to = SocketAddr::new(loopback.parse().expect("literal"), receiver.local_addr()?.port());
+            let from: IpAddr = source.parse().expect("literal");
+            let long = vec![7; 9000];
+            let datagrams = [
+                Datagram { to, from: Some(from), tos: 0xb9, parts: [b"he", b"llo", b"\0"] },
+                Datagram { to, from: Some(from), tos: 0, parts: [b"", b"", b""] },
+                Datagram { to, from: Some(from), tos: 0, parts: [b"", &long, b"!"] },
+            ];
+            assert_eq!(SendBatch::new().send(sender.as_fd(), datagrams.into_iter())?, 3);
+
+            let mut slots = ReceiveSlots::new(8);
+            assert_eq!(slots.receive(receiver.as_fd(), 2, 6)?, 3);
+            assert_eq!(slots.bytes(2, slots.length(2)), b"hello\0");
+            assert_eq!(slots.length(3), 0);
+            assert_eq!((slots.length(4), slots.bytes(4, 9001)[9000]), (9001, b'!'));
+            for (index, tos) in [(2, 0xb9), (3, 0), (4, 0)] {
+                assert_eq!(slots.local_and_tos(index), (Some(to.ip()), tos));
+                assert_eq!(slots.source(index), Some(SocketAddr::new(from, sender.local_addr()?.port())));
+            }
+            assert_eq!(slots.receive(receiver.as_fd(), 0, 8).expect_err("empty").kind(), io::ErrorKind::WouldBlock);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn more_than_a_batch_is_left_to_the_caller() -> io::Result<()> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let datagram = Datagram { to: socket.local_addr()?, from: None, tos: 0, parts: [b"x", b"", b""] };
+        let mut batch = SendBatch::new();
+        assert_eq!(batch.send(socket.as_fd(), std::iter::repeat_n(datagram, 100))?, SendBatch::CAPACITY);
+        assert_eq!(batch.send(socket.as_fd(), std::iter::empty())?, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn control_messages_cut_short_are_not_read() {
+        let mut control = Control::EMPTY;
+        let length = write_control(
+            &mut control,
+            &Datagram { to: ([127, 0, 0, 1], 1).into(), from: Some([127, 0, 0, 1].into()), tos: 1, parts: [b""; 3] },
+        );
+        for cut in 0..length {
+            let mut seen = 0;
+            control_messages(&control, cut, |_, _, _| seen += 1);
+            assert!(seen < 2 || cut + CONTROL_ALIGN > length, "{cut} of {length}");
+        }
+    }
+}
