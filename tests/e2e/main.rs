@@ -1,5 +1,6 @@
 //! The cluster from end to end: real binaries, real sockets, a real etcd, real NATs, real browsers.
 
+mod local;
 mod misuse;
 mod nat;
 mod outage;

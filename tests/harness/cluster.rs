@@ -34,14 +34,24 @@ pub const TURN: u16 = 3478;
 /// Port of a relay's health and metrics.
 pub const RELAY_HTTP: u16 = 9478;
 
+/// Root of the repository.
+#[must_use]
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// Where Cargo builds.
+#[must_use]
+pub fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+}
+
 /// Path of a release binary of this workspace.
 ///
 /// # Errors
 /// It is not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
-    let path = target.join("release").join(name);
+    let path = target_directory().join("release").join(name);
     ensure!(
         path.is_file(),
         "{} is missing: run `cargo build --release --workspace --bins` (tests/run does)",

@@ -6,6 +6,7 @@ pub mod coturn;
 pub mod etcd;
 pub mod lab;
 pub mod peer;
+pub mod picture;
 pub mod place;
 pub mod process;
 pub mod scenario;
