@@ -2,7 +2,7 @@
 
 mod fake;
 
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -131,8 +131,7 @@ struct Coturn {
 
 impl Coturn {
     fn start(home: &Path, further: &[&str]) -> Result<Self> {
-        // Free for UDP now; TCP is taken together with it below, or the start fails and says so.
-        let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let process = Command::new("turnserver")
             .args(["-n", "--listening-ip", "127.0.0.1", "--relay-ip", "127.0.0.1", "--no-tls", "--no-dtls", "--no-cli"])
             .args(["--lt-cred-mech", "--realm", "test", "--user", "alice:secret", "--log-file", "stdout"])
@@ -145,17 +144,27 @@ impl Coturn {
             .spawn()
             .context("turnserver is missing: apt-get install coturn")?;
         let mut coturn = Self { process, port };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !coturn.answers()? {
             if let Some(ended) = coturn.process.try_wait()? {
                 bail!("turnserver ended: {ended}");
             }
             if Instant::now() > deadline {
-                bail!("turnserver does not listen");
+                bail!("turnserver does not answer");
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(5));
         }
         Ok(coturn)
+    }
+
+    /// Whether it listens for TCP and answers a Binding over UDP; it opens them one after the other.
+    fn answers(&self) -> Result<bool> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(("127.0.0.1", self.port))?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        socket.send(b"\x00\x01\x00\x00\x21\x12\xA4\x42abcdefghijkl")?;
+        let answered = socket.recv(&mut [0; 512]).is_ok();
+        Ok(answered && TcpStream::connect(("127.0.0.1", self.port)).is_ok())
     }
 
     fn uri(&self, transport: &str) -> String {
@@ -168,5 +177,18 @@ impl Drop for Coturn {
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// A port that UDP and TCP can have, below those that the kernel and relays give out.
+fn free_port() -> Result<u16> {
+    loop {
+        let mut random = [0; 2];
+        getrandom::fill(&mut random)?;
+        let port = 10_000 + u16::from_ne_bytes(random) % 20_000;
+        let address = ("127.0.0.1", port);
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return Ok(port);
+        }
     }
 }
