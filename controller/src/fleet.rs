@@ -12,7 +12,7 @@ use turn_core::Transport;
 
 pub use bookkeeping::{FleetChange, FleetEvent};
 pub use ownership::{Claimant, Decision, Granted, decide_owner};
-pub use view::{FleetView, ViewOptions};
+pub use view::{FleetView, ViewOptions, unix_ms};
 
 /// `nodes/<id>`: what a relay said of itself when it joined. JSON in the store, so that `etcdctl get` can be read.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -1,7 +1,17 @@
 //! The control plane: fleet, store, steering, discovery and the console.
 
+pub mod allocations;
+pub mod api;
 pub mod config;
+pub mod discovery;
 pub mod fleet;
+pub mod health;
 pub mod identity;
+pub mod metrics;
+pub mod replica;
+pub mod server;
+pub mod keys;
+pub mod leader;
 pub mod steering;
 pub mod store;
+pub mod sweeper;

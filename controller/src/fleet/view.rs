@@ -29,10 +29,7 @@ pub struct ViewOptions {
 
 impl Default for ViewOptions {
     fn default() -> Self {
-        Self {
-            lease: Duration::from_secs(5),
-            thresholds: Thresholds::default(),
-        }
+        Self { lease: Duration::from_secs(5), thresholds: Thresholds::default() }
     }
 }
 
@@ -69,11 +66,7 @@ impl FleetView {
         });
         let mut task = JoinSet::new();
         task.spawn(follow(store, options, shared.clone()));
-        Self {
-            shared,
-            thresholds: options.thresholds,
-            _task: task,
-        }
+        Self { shared, thresholds: options.thresholds, _task: task }
     }
 
     /// The fleet now, as last heard from the store.
@@ -118,7 +111,7 @@ impl FleetView {
 }
 
 /// Unix time in milliseconds.
-pub(crate) fn unix_ms() -> u64 {
+pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
