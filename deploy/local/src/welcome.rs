@@ -135,11 +135,8 @@ fn welcome(description: &Description, plan: &Plan, took: Duration, here: &Path, 
     line(format_args!("\n  A credential to throw away, good for {} h", description.ttl / 3600));
     line(format_args!("    username  {}\n    password  {}", description.username, description.password));
 
-    let turnctl = format!(
-        "{} --config {}",
-        path(&description.turnctl, here),
-        path(&description.turnctl_config, here)
-    );
+    let turnctl =
+        format!("{} --config {}", program(&description.turnctl, here), path(&description.turnctl_config, here));
     line(format_args!("\n  {bold}Try next{end}"));
     for (arguments, what) in [
         ("status", "is all well?"),
@@ -203,6 +200,12 @@ fn path(path: &Path, here: &Path) -> String {
     quoted(&path.strip_prefix(here).unwrap_or(path).display().to_string())
 }
 
+/// The same for a program: without a slash the shell would look elsewhere.
+fn program(program: &Path, here: &Path) -> String {
+    let word = path(program, here);
+    if word.contains('/') { word } else { format!("./{word}") }
+}
+
 /// A word for the shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+@%,".contains(c);
@@ -235,5 +238,6 @@ mod tests {
         let here = Path::new("/home/a");
         assert_eq!(path(Path::new("/home/a/target/release/turnctl"), here), "target/release/turnctl");
         assert_eq!(path(Path::new("/srv/x y"), here), "'/srv/x y'");
+        assert_eq!(program(Path::new("/home/a/turnctl"), here), "./turnctl");
     }
 }

@@ -9,7 +9,7 @@ import { pairLine, relaysOf, stations } from "./path.js";
 import { Peer } from "./peer.js";
 import { plot } from "./plot.js";
 import { Signal } from "./signal.js";
-import { Sampler } from "./stats.js";
+import { PauseWatch, Sampler } from "./stats.js";
 
 const query = new URLSearchParams(location.search);
 const discovery = (query.get("discovery") ?? "").replace(/\/$/, "");
@@ -24,7 +24,13 @@ const turnpike = {
   pc: null,
   connectMs: null,
   framesDecoded: 0,
-  longestPauseMs: 0,
+  /** Longest time without a picture from the other side since the first, to about 100 ms; may be set to 0. */
+  get longestPauseMs() {
+    return pauses?.longestMs ?? 0;
+  },
+  set longestPauseMs(value) {
+    if (pauses) pauses.longestMs = value;
+  },
   samples: [],
   pair: null,
   relays: [],
@@ -40,6 +46,7 @@ let signal = null;
 let peer = null;
 let peerName = null;
 let sampling = null;
+let pauses = null;
 
 const STATES = {
   idle: ["ready", ""],
@@ -188,17 +195,18 @@ const meet = (name, polite) => {
   });
   turnpike.pc = peer.pc;
   turnpike.connectMs = null;
-  turnpike.longestPauseMs = 0;
   turnpike.samples = [];
   setState("connecting");
   const sampler = new Sampler(peer.pc);
+  pauses = new PauseWatch(peer.pc);
   sampling = setInterval(() => sample(sampler), 1000);
 };
 
 const peerState = (state) => {
   if (!peer || state === "closed") return;
   turnpike.connectMs = peer.connectMs ?? null;
-  text(byId("ice"), `${peer.pc.connectionState} / ${peer.pc.iceConnectionState}`);
+  const { connectionState, iceConnectionState } = peer.pc;
+  text(byId("ice"), connectionState === iceConnectionState ? connectionState : `${connectionState} / ${iceConnectionState}`);
   setState(state);
   if (state === "failed") say("problem", turnpike.error || failure());
   if (state === "connected") say("problem", "");
@@ -226,20 +234,6 @@ const showRemote = (stream) => {
     byId("sound").hidden = false;
     video.play().catch(() => {});
   });
-  watchPauses(video);
-};
-
-/** The longest time between two frames on the screen. */
-const watchPauses = (video) => {
-  if (!video.requestVideoFrameCallback || video.watched) return;
-  video.watched = true;
-  let last = null;
-  const frame = (now) => {
-    if (last !== null && turnpike.state !== "waiting" && !document.hidden) turnpike.longestPauseMs = Math.max(turnpike.longestPauseMs, Math.round(now - last));
-    last = document.hidden ? null : now;
-    video.requestVideoFrameCallback(frame);
-  };
-  video.requestVideoFrameCallback(frame);
 };
 
 /** The other one is gone; the room stays open. */
@@ -251,6 +245,7 @@ const partWith = (words) => {
 
 const dropPeer = () => {
   clearInterval(sampling);
+  pauses?.stop();
   peer?.close();
   peer = null;
   peerName = null;

@@ -57,14 +57,14 @@ export const testStream = () => {
     context.fillRect(0, 0, WIDTH, HEIGHT);
     context.fillStyle = `hsl(${hue} 75% 78%)`;
     context.beginPath();
-    context.arc(WIDTH / 2 + Math.cos(turn * 2 * Math.PI) * 150, HEIGHT / 2 + Math.sin(turn * 4 * Math.PI) * 60, 26, 0, 2 * Math.PI);
+    context.arc(WIDTH / 2 + Math.cos(turn * 2 * Math.PI) * 150, HEIGHT * 0.4 + Math.sin(turn * 4 * Math.PI) * 70, 26, 0, 2 * Math.PI);
     context.fill();
     context.fillStyle = "#fff";
     context.textAlign = "center";
     context.font = "600 54px system-ui, sans-serif";
-    context.fillText(`${now.toLocaleTimeString("en-GB")}.${Math.floor(now.getMilliseconds() / 100)}`, WIDTH / 2, HEIGHT - 60);
+    context.fillText(`${now.toLocaleTimeString("en-GB")}.${Math.floor(now.getMilliseconds() / 100)}`, WIDTH / 2, HEIGHT * 0.42);
     context.font = "22px system-ui, sans-serif";
-    context.fillText("test picture", WIDTH / 2, HEIGHT - 26);
+    context.fillText("test picture", WIDTH / 2, HEIGHT * 0.42 + 36);
   };
   draw();
   const timer = setInterval(draw, 1000 / FRAMES_PER_SECOND);

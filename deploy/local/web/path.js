@@ -20,9 +20,15 @@ const TYPES = { relay: "relayed", srflx: "behind a NAT", prflx: "behind a NAT", 
 export const stations = (pair, nodes) => {
   const { local, remote } = pair;
   const list = [{ kind: "person", title: "You", detail: local.type === "relay" ? `to the relay by ${(local.relayProtocol ?? local.protocol).toUpperCase()}` : `${TYPES[local.type]}, ${at(local)}` }];
-  const relay = (node, end) => list.push({ kind: "relay", title: node ? `${node.id} · region ${node.region}` : "relay", detail: `relayed address ${at(end)}` });
-  if (local.type === "relay") relay(nodeAt(nodes, local.url) ?? nodeOwning(nodes, local.address), local);
-  if (remote.type === "relay") relay(nodeOwning(nodes, remote.address), remote);
+  const near = local.type === "relay" && (nodeAt(nodes, local.url) ?? nodeOwning(nodes, local.address));
+  const far = remote.type === "relay" && nodeOwning(nodes, remote.address);
+  const relay = (node, detail) => list.push({ kind: "relay", title: node ? `${node.id} · region ${node.region}` : "A relay", detail });
+  if (near && near === far) {
+    relay(near, `relayed addresses ${at(local)} and ${at(remote)}`);
+  } else {
+    if (local.type === "relay") relay(near, `relayed address ${at(local)}`);
+    if (remote.type === "relay") relay(far, `relayed address ${at(remote)}`);
+  }
   list.push({ kind: "person", title: "The other person", detail: remote.type === "relay" ? "behind their relay" : `${TYPES[remote.type] ?? remote.type} ${at(remote)}` });
   return list;
 };

@@ -63,3 +63,30 @@ export class Sampler {
     return sample;
   }
 }
+
+/** How often the last picture's time is looked at. */
+const LOOK_MS = 100;
+
+/** The longest time in which no picture came in. A hidden page's timers are too slow to tell, so it does not count. */
+export class PauseWatch {
+  constructor(pc) {
+    this.longestMs = 0;
+    this.last = null;
+    this.timer = setInterval(() => this.look(pc), LOOK_MS);
+  }
+
+  look(pc) {
+    const receiver = pc.getReceivers().find(({ track }) => track.kind === "video");
+    const [source] = receiver?.getSynchronizationSources() ?? [];
+    if (!source || document.hidden) {
+      this.last = null;
+      return;
+    }
+    if (this.last !== null) this.longestMs = Math.max(this.longestMs, Math.round(source.timestamp - this.last));
+    this.last = source.timestamp;
+  }
+
+  stop() {
+    clearInterval(this.timer);
+  }
+}
