@@ -54,7 +54,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = target_directory().join("release").join(name);
     ensure!(
         path.is_file(),
-        "{} is missing: run `cargo build --release --workspace --bins` (tests/run does)",
+        "{} is missing: run `cargo build --release -p relay-node -p controller -p turnctl -p turnpike-local` (tests/run does)",
         path.display()
     );
     Ok(path)
