@@ -14,6 +14,7 @@ pub mod control;
 pub mod dataplane;
 pub mod health;
 pub mod journal;
+pub mod log;
 pub mod metrics;
 pub mod registry;
 pub mod state_directory;

@@ -21,106 +21,112 @@ Examples:
   The same file, another address, checked only:
     TURNPIKE_PUBLIC_IP=198.51.100.7 relay-node --config /etc/turnpike/relay.toml --check-config
 
-Flags win over variables, variables over the file. Lists are separated by commas.
-Exit codes: 0 ended as asked, 1 could not start or was superseded, 2 wrong usage, 78 wrong configuration.";
+Every flag is a variable too (--public-ip is TURNPIKE_PUBLIC_IP) and a key of the file (public_ip; tls-ca is
+ca under [tls]). Flags win over variables, variables over the file. Lists are separated by commas.
+
+Exit codes:
+  0   ended as asked
+  1   could not start, or another node owns the relay address
+  2   wrong usage
+  78  wrong configuration";
 
 /// Turnpike's relay: serves STUN and TURN, and keeps its allocations through its own death.
 #[derive(Debug, Parser)]
 #[command(name = "relay-node", version, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Arguments {
-    /// Read this TOML file; its keys are these flags with underscores
-    #[arg(short, long, env = "TURNPIKE_CONFIG", value_name = "FILE", hide_env_values = true)]
+    /// Read this TOML file
+    #[arg(short, long, env = "TURNPIKE_CONFIG", value_name = "FILE", hide_env = true)]
     pub config: Option<PathBuf>,
     /// Check the configuration, print one line, exit (0 or 78)
     #[arg(long)]
     pub check_config: bool,
 
     /// Name of this relay, the one in its certificate (required)
-    #[arg(long, env = "TURNPIKE_NODE_ID", value_name = "NAME", help_heading = IDENTITY, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_NODE_ID", value_name = "NAME", help_heading = IDENTITY, hide_env = true)]
     node_id: Option<String>,
     /// Region it serves (required)
-    #[arg(long, env = "TURNPIKE_REGION", value_name = "NAME", help_heading = IDENTITY, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_REGION", value_name = "NAME", help_heading = IDENTITY, hide_env = true)]
     region: Option<String>,
     /// Zone inside the region
-    #[arg(long, env = "TURNPIKE_ZONE", value_name = "NAME", help_heading = IDENTITY, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_ZONE", value_name = "NAME", help_heading = IDENTITY, hide_env = true)]
     zone: Option<String>,
     /// Where journal, epoch and the last session's settings live [default: /var/lib/turnpike]
-    #[arg(long, env = "TURNPIKE_STATE_DIR", value_name = "DIR", help_heading = IDENTITY, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_STATE_DIR", value_name = "DIR", help_heading = IDENTITY, hide_env = true)]
     state_dir: Option<String>,
 
     /// Client-facing addresses [default: udp://0.0.0.0:3478,tcp://0.0.0.0:3478]
-    #[arg(long, env = "TURNPIKE_LISTEN", value_name = "URL,..", help_heading = ADDRESSES, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_LISTEN", value_name = "URL,..", help_heading = ADDRESSES, hide_env = true)]
     listen: Option<String>,
     /// IPv4 that relayed sockets bind [default: the listen address, or the default route's source]
-    #[arg(long, env = "TURNPIKE_RELAY_IP", value_name = "IP", help_heading = ADDRESSES, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_RELAY_IP", value_name = "IP", help_heading = ADDRESSES, hide_env = true)]
     relay_ip: Option<String>,
     /// IPv4 that clients and peers see [default: relay_ip where it is public]
-    #[arg(long, env = "TURNPIKE_PUBLIC_IP", value_name = "IP", help_heading = ADDRESSES, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_PUBLIC_IP", value_name = "IP", help_heading = ADDRESSES, hide_env = true)]
     public_ip: Option<String>,
     /// IPv6 that relayed sockets bind
-    #[arg(long, env = "TURNPIKE_RELAY_IP6", value_name = "IP", help_heading = ADDRESSES, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_RELAY_IP6", value_name = "IP", help_heading = ADDRESSES, hide_env = true)]
     relay_ip6: Option<String>,
     /// IPv6 that clients and peers see
-    #[arg(long, env = "TURNPIKE_PUBLIC_IP6", value_name = "IP", help_heading = ADDRESSES, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_PUBLIC_IP6", value_name = "IP", help_heading = ADDRESSES, hide_env = true)]
     public_ip6: Option<String>,
     /// Ports of relayed addresses [default: 49152-65535]
-    #[arg(long, env = "TURNPIKE_RELAY_PORTS", value_name = "LOW-HIGH", help_heading = ADDRESSES, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_RELAY_PORTS", value_name = "LOW-HIGH", help_heading = ADDRESSES, hide_env = true)]
     relay_ports: Option<String>,
 
     /// Realm [default: turnpike]
-    #[arg(long, env = "TURNPIKE_REALM", value_name = "REALM", help_heading = CREDENTIALS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_REALM", value_name = "REALM", help_heading = CREDENTIALS, hide_env = true)]
     realm: Option<String>,
     /// TURN REST secrets, newest first; others can see flags: prefer the variable or the file
-    #[arg(long, env = "TURNPIKE_REST_SECRETS", value_name = "SECRET,..", help_heading = CREDENTIALS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_REST_SECRETS", value_name = "SECRET,..", help_heading = CREDENTIALS, hide_env = true)]
     rest_secrets: Option<String>,
     /// Users with fixed passwords
-    #[arg(long, env = "TURNPIKE_STATIC_USERS", value_name = "NAME:PASSWORD,..", help_heading = CREDENTIALS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_STATIC_USERS", value_name = "NAME:PASSWORD,..", help_heading = CREDENTIALS, hide_env = true)]
     static_users: Option<String>,
 
     /// Controllers to join; none is a relay of its own
-    #[arg(long, env = "TURNPIKE_CONTROLLERS", value_name = "URL,..", help_heading = CLUSTER, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_CONTROLLERS", value_name = "URL,..", help_heading = CLUSTER, hide_env = true)]
     controllers: Option<String>,
     /// The cluster's CA certificate, PEM
-    #[arg(long, env = "TURNPIKE_TLS_CA", value_name = "FILE", help_heading = CLUSTER, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_TLS_CA", value_name = "FILE", help_heading = CLUSTER, hide_env = true)]
     tls_ca: Option<String>,
     /// This relay's certificate, PEM
-    #[arg(long, env = "TURNPIKE_TLS_CERTIFICATE", value_name = "FILE", help_heading = CLUSTER, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_TLS_CERTIFICATE", value_name = "FILE", help_heading = CLUSTER, hide_env = true)]
     tls_certificate: Option<String>,
     /// Its key, PEM
-    #[arg(long, env = "TURNPIKE_TLS_KEY", value_name = "FILE", help_heading = CLUSTER, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_TLS_KEY", value_name = "FILE", help_heading = CLUSTER, hide_env = true)]
     tls_key: Option<String>,
 
     /// Worker threads; 0 is one per core, at most 64 [default: 0]
-    #[arg(long, env = "TURNPIKE_WORKERS", value_name = "N", help_heading = LIMITS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_WORKERS", value_name = "N", help_heading = LIMITS, hide_env = true)]
     workers: Option<String>,
     /// Allocations on this relay, 0 for no limit [default: 0]
-    #[arg(long, env = "TURNPIKE_MAX_ALLOCATIONS", value_name = "N", help_heading = LIMITS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_MAX_ALLOCATIONS", value_name = "N", help_heading = LIMITS, hide_env = true)]
     max_allocations: Option<String>,
     /// Allocations of one user on this relay, 0 for the cluster's number [default: 0]
-    #[arg(long, env = "TURNPIKE_USER_QUOTA", value_name = "N", help_heading = LIMITS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_USER_QUOTA", value_name = "N", help_heading = LIMITS, hide_env = true)]
     user_quota: Option<String>,
     /// Bytes queued for a TCP client before whole frames are dropped [default: 262144]
-    #[arg(long, env = "TURNPIKE_STREAM_SEND_CAP", value_name = "BYTES", help_heading = LIMITS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_STREAM_SEND_CAP", value_name = "BYTES", help_heading = LIMITS, hide_env = true)]
     stream_send_cap: Option<String>,
     /// TCP connections per worker [default: 10000]
-    #[arg(long, env = "TURNPIKE_MAX_CONNECTIONS", value_name = "N", help_heading = LIMITS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_MAX_CONNECTIONS", value_name = "N", help_heading = LIMITS, hide_env = true)]
     max_connections: Option<String>,
     /// The lab switch: lets clients reach loopback peers, and a relay live on loopback
-    #[arg(long, env = "TURNPIKE_ALLOW_LOOPBACK_PEERS", value_name = "BOOL", help_heading = LIMITS, hide_env_values = true,
+    #[arg(long, env = "TURNPIKE_ALLOW_LOOPBACK_PEERS", value_name = "BOOL", help_heading = LIMITS, hide_env = true,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_loopback_peers: Option<String>,
     /// Peer networks denied beyond the built-in list
-    #[arg(long, env = "TURNPIKE_DENIED_PEERS", value_name = "CIDR,..", help_heading = LIMITS, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_DENIED_PEERS", value_name = "CIDR,..", help_heading = LIMITS, hide_env = true)]
     denied_peers: Option<String>,
 
     /// Where /livez, /readyz and /metrics are served, empty for nowhere [default: 127.0.0.1:9478]
-    #[arg(long, env = "TURNPIKE_HTTP", value_name = "IP:PORT", help_heading = WATCHING, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_HTTP", value_name = "IP:PORT", help_heading = WATCHING, hide_env = true)]
     http: Option<String>,
     /// error, warn, info, debug, trace, or tracing directives [default: info]
-    #[arg(long, env = "TURNPIKE_LOG", value_name = "FILTER", help_heading = WATCHING, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_LOG", value_name = "FILTER", help_heading = WATCHING, hide_env = true)]
     log: Option<String>,
     /// text or json [default: text]
-    #[arg(long, env = "TURNPIKE_LOG_FORMAT", value_name = "FORMAT", help_heading = WATCHING, hide_env_values = true)]
+    #[arg(long, env = "TURNPIKE_LOG_FORMAT", value_name = "FORMAT", help_heading = WATCHING, hide_env = true)]
     log_format: Option<String>,
 }
 
@@ -156,8 +162,7 @@ impl Arguments {
             ("log", &self.log),
             ("log_format", &self.log_format),
         ];
-        all.into_iter()
-            .filter_map(|(key, value)| Some((key, value.as_deref()?)))
+        all.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)))
     }
 }
 
@@ -174,18 +179,11 @@ mod tests {
         let mut line = vec!["relay-node".to_owned()];
         let mut count = 0;
         for argument in command.get_arguments() {
-            let Some(long) = argument
-                .get_long()
-                .filter(|l| !["help", "version", "check-config"].contains(l))
-            else {
+            let Some(long) = argument.get_long().filter(|l| !["help", "version", "check-config"].contains(l)) else {
                 continue;
             };
             let variable = format!("TURNPIKE_{}", long.to_uppercase().replace('-', "_"));
-            assert_eq!(
-                argument.get_env().and_then(|v| v.to_str()),
-                Some(variable.as_str()),
-                "{long}"
-            );
+            assert_eq!(argument.get_env().and_then(|v| v.to_str()), Some(variable.as_str()), "{long}");
             if long != "config" {
                 line.push(format!("--{long}=1"));
                 count += 1;

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use turn_core::policy::Network;
 use turn_core::{Family, Key, KeyRing, Policy, StaticUser, Transport};
 
-use super::{Config, ConfigError, Machine};
-use crate::dataplane::{Listen, RelayIp};
+use super::machine::{Machine, ephemeral_overlap};
+use super::{Config, ConfigError};
+use crate::dataplane::{DataplaneConfig, Listen, RelayIp};
 
 /// Worker threads a relay can have.
 const MAX_WORKERS: u16 = 64;
@@ -100,10 +101,7 @@ impl Config {
         name("region", &self.region, false)?;
         name("zone", &self.zone, true)?;
         if self.state_dir.as_os_str().is_empty() {
-            return Err(ConfigError::new(
-                "state_dir",
-                "is empty; name a directory this relay may write",
-            ));
+            return Err(ConfigError::new("state_dir", "is empty; name a directory this relay may write"));
         }
         let listen = listeners(&self.listen)?;
         let relay_ips = self.relay_ips(&listen, machine)?;
@@ -112,15 +110,10 @@ impl Config {
             let problem = format!("{} is more than {MAX_WORKERS}; 0 is one per core", self.workers);
             return Err(ConfigError::new("workers", problem));
         }
-        let cores = u16::try_from(machine.cores)
-            .unwrap_or(MAX_WORKERS)
-            .clamp(1, MAX_WORKERS);
+        let cores = u16::try_from(machine.cores).unwrap_or(MAX_WORKERS).clamp(1, MAX_WORKERS);
         let workers = if self.workers == 0 { cores } else { self.workers };
         if self.stream_send_cap < LONGEST_FRAME {
-            let problem = format!(
-                "{} is less than one frame; at least {LONGEST_FRAME}",
-                self.stream_send_cap
-            );
+            let problem = format!("{} is less than one frame; at least {LONGEST_FRAME}", self.stream_send_cap);
             return Err(ConfigError::new("stream_send_cap", problem));
         }
         if self.max_connections == 0 {
@@ -163,10 +156,7 @@ impl Config {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,
                 other => {
-                    return Err(ConfigError::new(
-                        "log_format",
-                        format!("{other:?} is neither text nor json"),
-                    ));
+                    return Err(ConfigError::new("log_format", format!("{other:?} is neither text nor json")));
                 }
             },
         })
@@ -179,14 +169,10 @@ impl Config {
             ips.find(|ip| !ip.is_unspecified() && Family::of(*ip) == family)
         };
         let listens_everywhere = listen.iter().any(|l| l.bind.ip().is_unspecified());
-        let v4 = self
-            .relay_ip
-            .map(IpAddr::V4)
-            .or_else(|| concrete(Family::V4))
-            .or_else(|| {
-                let wanted = listens_everywhere || self.public_ip.is_some();
-                wanted.then_some(machine.route_v4.map(IpAddr::V4)).flatten()
-            });
+        let v4 = self.relay_ip.map(IpAddr::V4).or_else(|| concrete(Family::V4)).or_else(|| {
+            let wanted = listens_everywhere || self.public_ip.is_some();
+            wanted.then_some(machine.route_v4.map(IpAddr::V4)).flatten()
+        });
         // IPv6 is served where it is asked for, or where there is nothing else.
         let v6_wanted = self.relay_ip6.is_some() || self.public_ip6.is_some() || v4.is_none();
         let v6 = self.relay_ip6.map(IpAddr::V6).or_else(|| {
@@ -229,20 +215,14 @@ impl Config {
 
     /// The bound address is advertised where the world can reach it, or where the lab is all the world there is.
     fn public_from(&self, key: &str, bound: IpAddr) -> Result<IpAddr, ConfigError> {
-        let world = Policy {
-            allow_loopback: self.allow_loopback_peers,
-            ..Policy::default()
-        };
+        let world = Policy { allow_loopback: self.allow_loopback_peers, ..Policy::default() };
         if world.check_ip(bound).is_ok() {
             return Ok(bound);
         }
         let (kind, way_out) = if bound.is_loopback() {
             ("loopback", ", or allow_loopback_peers = true for a lab")
         } else {
-            (
-                "private",
-                " (behind a one-to-one NAT the outer address, in a private network this one again)",
-            )
+            ("private", " (behind a one-to-one NAT the outer address, in a private network this one again)")
         };
         let problem =
             format!("the relay address {bound} is {kind}; set {key} to the address clients and peers reach{way_out}");
@@ -251,11 +231,7 @@ impl Config {
 
     fn controllers(&self) -> Result<Option<Controllers>, ConfigError> {
         let tls = &self.tls;
-        let files = [
-            ("tls.ca", &tls.ca),
-            ("tls.certificate", &tls.certificate),
-            ("tls.key", &tls.key),
-        ];
+        let files = [("tls.ca", &tls.ca), ("tls.certificate", &tls.certificate), ("tls.key", &tls.key)];
         if self.controllers.is_empty() {
             return Ok(None);
         }
@@ -302,9 +278,40 @@ impl Settings {
         all
     }
 
-    /// Whether clients can be authenticated without a controller.
-    pub fn has_own_credentials(&self) -> bool {
-        !self.rest_secrets.0.is_empty() || !self.static_users.is_empty()
+    /// What the data plane is started with. `cluster_quota` counts where this relay has no number of its own.
+    pub fn dataplane(&self, epoch: u64, journal: PathBuf, cluster_quota: usize) -> DataplaneConfig {
+        DataplaneConfig {
+            workers: self.workers,
+            listen: self.listen.clone(),
+            relay_ips: self.relay_ips.clone(),
+            relay_ports: self.relay_ports.clone(),
+            relay_address: self.relay_address,
+            epoch,
+            journal,
+            max_allocations: self.max_allocations,
+            user_quota: if self.user_quota == 0 { cluster_quota } else { self.user_quota },
+            stream_send_cap: self.stream_send_cap,
+            max_connections: self.max_connections,
+        }
+    }
+
+    /// The listen addresses on one line, for people.
+    pub fn listen_text(&self) -> String {
+        let all = self.listen.iter().map(|l| format!("{:?}://{}", l.transport, l.bind));
+        all.collect::<Vec<_>>().join(",").to_lowercase()
+    }
+
+    /// Says so if other programs may be given ports that relayed addresses need.
+    pub fn warn_of_ephemeral_ports(&self) {
+        if let Some(ports) = ephemeral_overlap(&self.relay_ports) {
+            let (low, high) = (self.relay_ports.start(), self.relay_ports.end());
+            tracing::warn!(
+                "net.ipv4.ip_local_port_range lets other programs take ports {}-{} of relay_ports; reserve them: \
+                 sysctl net.ipv4.ip_local_reserved_ports={low}-{high}",
+                ports.start(),
+                ports.end(),
+            );
+        }
     }
 }
 
@@ -364,9 +371,8 @@ fn listeners(written: &[String]) -> Result<Vec<Listen>, ConfigError> {
             "tcp" => Transport::Tcp,
             _ => return Err(wrong(format!("{text:?} must start with udp:// or tcp://"))),
         };
-        let bind: SocketAddr = address
-            .parse()
-            .map_err(|_| wrong(format!("{text:?} must end in IP:PORT, as in udp://0.0.0.0:3478")))?;
+        let bind: SocketAddr =
+            address.parse().map_err(|_| wrong(format!("{text:?} must end in IP:PORT, as in udp://0.0.0.0:3478")))?;
         if bind.port() == 0 {
             return Err(wrong(format!("{text:?} needs a port; 3478 is TURN's")));
         }
@@ -377,18 +383,13 @@ fn listeners(written: &[String]) -> Result<Vec<Listen>, ConfigError> {
                 && (a == b || (Family::of(a) == Family::of(b) && (a.is_unspecified() || b.is_unspecified())))
         };
         if let Some(other) = all.iter().find(overlaps) {
-            let problem = format!(
-                "{text:?} is already served by {scheme}://{}; leave one of them out",
-                other.bind
-            );
+            let problem = format!("{text:?} is already served by {scheme}://{}; leave one of them out", other.bind);
             return Err(wrong(problem));
         }
         all.push(Listen { transport, bind });
     }
     if all.is_empty() {
-        return Err(wrong(
-            "is empty; name at least one address, as in udp://0.0.0.0:3478".into(),
-        ));
+        return Err(wrong("is empty; name at least one address, as in udp://0.0.0.0:3478".into()));
     }
     Ok(all)
 }
@@ -407,9 +408,7 @@ fn relay_ports(
     for listener in listen {
         if ports.contains(&listener.bind.port()) && on_relay_ip(listener.bind.ip()) {
             let port = listener.bind.port();
-            return wrong(format!(
-                "{low}-{high} holds the listen port {port} on the same IP; move one of them"
-            ));
+            return wrong(format!("{low}-{high} holds the listen port {port} on the same IP; move one of them"));
         }
     }
     Ok(ports)
@@ -429,17 +428,9 @@ fn secrets(written: &[String]) -> Result<KeyRing, ConfigError> {
         if text.is_empty() {
             return Err(ConfigError::new("rest_secrets", "holds an empty secret; leave it out"));
         }
-        Ok(Key {
-            id,
-            secret: text.as_bytes().to_vec(),
-        })
+        Ok(Key { id, secret: text.as_bytes().to_vec() })
     };
-    written
-        .iter()
-        .enumerate()
-        .map(key)
-        .collect::<Result<_, _>>()
-        .map(KeyRing)
+    written.iter().enumerate().map(key).collect::<Result<_, _>>().map(KeyRing)
 }
 
 /// RFC 8489 §14.3: a USERNAME has fewer than 509 bytes.
@@ -448,10 +439,7 @@ fn static_users(written: &[super::StaticUser]) -> Result<Vec<StaticUser>, Config
         if user.username.is_empty() || user.username.len() > 508 {
             return Err(ConfigError::new("static_users", "a user name must have 1 to 508 bytes"));
         }
-        Ok(StaticUser {
-            username: user.username.as_bytes().to_vec(),
-            password: user.password.as_bytes().to_vec(),
-        })
+        Ok(StaticUser { username: user.username.as_bytes().to_vec(), password: user.password.as_bytes().to_vec() })
     };
     written.iter().map(user).collect()
 }
@@ -461,19 +449,10 @@ fn http(written: &str, listen: &[Listen]) -> Result<Option<SocketAddr>, ConfigEr
         return Ok(None);
     }
     let address: SocketAddr = written.parse().map_err(|_| {
-        ConfigError::new(
-            "http",
-            format!("{written:?} is not IP:PORT; write 127.0.0.1:9478, or \"\" for none"),
-        )
+        ConfigError::new("http", format!("{written:?} is not IP:PORT; write 127.0.0.1:9478, or \"\" for none"))
     })?;
-    if listen
-        .iter()
-        .any(|l| l.transport == Transport::Tcp && l.bind == address)
-    {
-        return Err(ConfigError::new(
-            "http",
-            format!("{address} is in listen too; take another port"),
-        ));
+    if listen.iter().any(|l| l.transport == Transport::Tcp && l.bind == address) {
+        return Err(ConfigError::new("http", format!("{address} is in listen too; take another port")));
     }
     Ok(Some(address))
 }

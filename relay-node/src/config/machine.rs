@@ -5,23 +5,20 @@ use std::ops::RangeInclusive;
 
 /// Facts of this machine, looked up once.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
+pub(super) struct Machine {
     /// Cores this process may run on.
-    pub cores: usize,
+    pub(super) cores: usize,
     /// Source address of the IPv4 default route.
-    pub route_v4: Option<Ipv4Addr>,
+    pub(super) route_v4: Option<Ipv4Addr>,
     /// Source address of the IPv6 default route.
-    pub route_v6: Option<Ipv6Addr>,
+    pub(super) route_v6: Option<Ipv6Addr>,
 }
 
 impl Machine {
     /// Asks the kernel. No packet is sent.
-    pub fn look() -> Self {
+    pub(super) fn look() -> Self {
         // Documentation addresses (RFC 5737, RFC 3849): connecting a datagram socket only asks for the route.
-        let v4 = source_towards(
-            (Ipv4Addr::UNSPECIFIED, 0).into(),
-            (Ipv4Addr::new(192, 0, 2, 1), 9).into(),
-        );
+        let v4 = source_towards((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(192, 0, 2, 1), 9).into());
         let documentation = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
         let v6 = source_towards((Ipv6Addr::UNSPECIFIED, 0).into(), (documentation, 9).into());
         Self {
@@ -47,13 +44,9 @@ fn source_towards(local: SocketAddr, remote: SocketAddr) -> Option<IpAddr> {
 
 /// Ports in `wanted` that the kernel may hand to any outgoing socket: inside `net.ipv4.ip_local_port_range` and not in
 /// `ip_local_reserved_ports`. None when there is no such port, or no such kernel.
-pub fn ephemeral_overlap(wanted: &RangeInclusive<u16>) -> Option<RangeInclusive<u16>> {
+pub(super) fn ephemeral_overlap(wanted: &RangeInclusive<u16>) -> Option<RangeInclusive<u16>> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
-    overlap(
-        wanted,
-        &read("ip_local_port_range")?,
-        &read("ip_local_reserved_ports").unwrap_or_default(),
-    )
+    overlap(wanted, &read("ip_local_port_range")?, &read("ip_local_reserved_ports").unwrap_or_default())
 }
 
 fn overlap(wanted: &RangeInclusive<u16>, ephemeral: &str, reserved: &str) -> Option<RangeInclusive<u16>> {

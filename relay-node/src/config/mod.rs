@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 pub use arguments::Arguments;
 pub use check::{Controllers, LogFormat, Settings, parse_network};
-pub use machine::Machine;
+use machine::Machine;
 
 /// The written form. Its defaults run on a laptop once `node_id` and `region` are given.
 #[derive(Clone, Deserialize)]
@@ -138,10 +138,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(crate) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            key: key.into(),
-            problem: problem.into(),
-        }
+        Self { key: key.into(), problem: problem.into() }
     }
 }
 
@@ -169,10 +166,8 @@ impl Config {
     fn read(file: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::new("config", format!("cannot read {}: {error}", file.display())))?;
-        let mut config = Self::parse(&text).map_err(|error| ConfigError {
-            problem: format!("{} (in {})", error.problem, file.display()),
-            ..error
-        })?;
+        let mut config = Self::parse(&text)
+            .map_err(|error| ConfigError { problem: format!("{} (in {})", error.problem, file.display()), ..error })?;
         let directory = file.parent().unwrap_or(Path::new(""));
         for path in [&mut config.tls.ca, &mut config.tls.certificate, &mut config.tls.key] {
             if !path.as_os_str().is_empty() {
@@ -187,8 +182,11 @@ impl Config {
         let line = |span: Option<std::ops::Range<usize>>| {
             span.map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1)
         };
-        let deserializer = toml::Deserializer::parse(text)
-            .map_err(|error| ConfigError::new(format!("line {}", line(error.span())), one_line(error.message())))?;
+        let deserializer = toml::Deserializer::parse(text).map_err(|error| {
+            let at = error.span().and_then(|span| text.get(span)).unwrap_or_default().trim();
+            let at = if at.is_empty() || at.len() > 40 { String::new() } else { format!(", at {at:?}") };
+            ConfigError::new(format!("line {}", line(error.span())), one_line(error.message()) + &at)
+        })?;
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let path = error.path().to_string();
             let cause = error.inner();
@@ -225,10 +223,9 @@ impl Config {
             "rest_secrets" => self.rest_secrets = list().map(Into::into).collect(),
             "static_users" => {
                 let user = |text: &str| match text.split_once(':') {
-                    Some((username, password)) => Ok(StaticUser {
-                        username: username.into(),
-                        password: password.into(),
-                    }),
+                    Some((username, password)) => {
+                        Ok(StaticUser { username: username.into(), password: password.into() })
+                    }
                     None => Err(ConfigError::new(key, "a user is written name:password")),
                 };
                 self.static_users = list().map(user).collect::<Result<_, _>>()?;
@@ -253,9 +250,7 @@ impl Config {
 }
 
 fn parsed<T: std::str::FromStr>(key: &str, value: &str, wanted: &str) -> Result<T, ConfigError> {
-    value
-        .parse()
-        .map_err(|_| ConfigError::new(key, format!("{value:?} is not {wanted}")))
+    value.parse().map_err(|_| ConfigError::new(key, format!("{value:?} is not {wanted}")))
 }
 
 fn optional<T: std::str::FromStr>(key: &str, value: &str, wanted: &str) -> Result<Option<T>, ConfigError> {
@@ -283,32 +278,13 @@ mod tests {
                  static_users = [{ username = \"a\", password = \"b\" }]\n[tls]\nca = \"ca.pem\"",
                 Ok(()),
             ),
-            (
-                "unknown key",
-                "node_id = \"a\"\nrelm = \"x\"",
-                Err("relm: unknown key; known are node_id, "),
-            ),
-            (
-                "unknown nested key",
-                "[tls]\ncert = \"x\"",
-                Err("tls.cert: unknown key; known are ca, "),
-            ),
-            (
-                "wrong type",
-                "workers = \"many\"",
-                Err("workers: invalid type: string \"many\", expected u16; line 1"),
-            ),
+            ("unknown key", "node_id = \"a\"\nrelm = \"x\"", Err("relm: unknown key; known are node_id, ")),
+            ("unknown nested key", "[tls]\ncert = \"x\"", Err("tls.cert: unknown key; known are ca, ")),
+            ("wrong type", "workers = \"many\"", Err("workers: invalid type: string \"many\", expected u16; line 1")),
             ("out of range", "\nworkers = 70000", Err("workers: invalid value")),
-            (
-                "not an address",
-                "relay_ip = \"10.0.0\"",
-                Err("relay_ip: invalid IPv4 address syntax"),
-            ),
-            (
-                "wrong place in a list",
-                "relay_ports = [1, \"x\"]",
-                Err("relay_ports[1]: invalid type"),
-            ),
+            ("not an address", "relay_ip = \"10.0.0\"", Err("relay_ip: invalid IPv4 address syntax")),
+            ("wrong place in a list", "relay_ports = [1, \"x\"]", Err("relay_ports[1]: invalid type")),
+            ("twice", "zone = \"a\"\nzone = \"b\"", Err("line 2: duplicate key, at \"zone\"")),
             ("not TOML", "node_id = \"a\"\n= 3", Err("line 2: ")),
         ];
         for (what, text, expected) in cases {
@@ -350,22 +326,10 @@ mod tests {
     fn bad_overrides_name_their_key() {
         let cases = [
             ("workers", "many", "workers: \"many\" is not a number from 0 to 64"),
-            (
-                "relay_ports",
-                "1-x",
-                "relay_ports: \"x\" is not a range such as 49152-65535",
-            ),
+            ("relay_ports", "1-x", "relay_ports: \"x\" is not a range such as 49152-65535"),
             ("static_users", "alice", "static_users: a user is written name:password"),
-            (
-                "relay_ip6",
-                "10.0.0.1",
-                "relay_ip6: \"10.0.0.1\" is not an IPv6 address",
-            ),
-            (
-                "allow_loopback_peers",
-                "yes\n",
-                "allow_loopback_peers: \"yes\\n\" is not true or false",
-            ),
+            ("relay_ip6", "10.0.0.1", "relay_ip6: \"10.0.0.1\" is not an IPv6 address"),
+            ("allow_loopback_peers", "yes\n", "allow_loopback_peers: \"yes\\n\" is not true or false"),
         ];
         for (key, value, expected) in cases {
             let error = Config::default().set(key, value).expect_err(key);

@@ -13,7 +13,7 @@ use crate::config::{self, parse_network};
 /// Why a controller's settings are refused, all of them: half of them would lock clients out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     /// Not the message it should be.
     #[error("they cannot be decoded")]
     Damaged,
@@ -125,10 +125,7 @@ impl Cluster {
 
     /// Keys of the seal on stored records.
     pub(crate) fn record_keys(&self) -> KeyRing {
-        self.settings
-            .as_ref()
-            .map(|s| s.record_keys.clone())
-            .unwrap_or_default()
+        self.settings.as_ref().map(|s| s.record_keys.clone()).unwrap_or_default()
     }
 
     /// Allocations one user may hold on one relay, 0 for no limit.
@@ -167,11 +164,7 @@ impl Cluster {
             None => turn_core::Settings {
                 realm: local.realm.clone(),
                 rest_secrets: local.rest_secrets.clone(),
-                nonce_keys: if self.has_credentials(local) {
-                    local.nonce_keys.clone()
-                } else {
-                    KeyRing::default()
-                },
+                nonce_keys: if self.has_credentials(local) { local.nonce_keys.clone() } else { KeyRing::default() },
                 static_users: local.static_users.clone(),
                 policy,
                 limits,
@@ -189,10 +182,8 @@ fn check(message: &v1::Settings) -> Result<ClusterSettings, SettingsError> {
         return Err(SettingsError::NoNonceKey);
     }
     let denied = message.denied_peers.iter().map(|text| parse_network(text));
-    let static_user = |user: &v1::StaticUser| StaticUser {
-        username: user.username.clone(),
-        password: user.password.clone(),
-    };
+    let static_user =
+        |user: &v1::StaticUser| StaticUser { username: user.username.clone(), password: user.password.clone() };
     Ok(ClusterSettings {
         revision: message.revision,
         realm: message.realm.clone(),
@@ -212,10 +203,7 @@ fn ring(secrets: &[v1::Secret]) -> Result<KeyRing, SettingsError> {
         if secret.value.is_empty() || ring.find(id).is_some() {
             return Err(SettingsError::Key);
         }
-        ring.0.push(Key {
-            id,
-            secret: secret.value.clone(),
-        });
+        ring.0.push(Key { id, secret: secret.value.clone() });
     }
     Ok(ring)
 }
@@ -225,10 +213,7 @@ mod tests {
     use super::*;
 
     fn secret(id: u32, value: &str) -> v1::Secret {
-        v1::Secret {
-            id,
-            value: value.into(),
-        }
+        v1::Secret { id, value: value.into() }
     }
 
     fn message() -> v1::Settings {
@@ -245,18 +230,15 @@ mod tests {
     }
 
     fn local(rest_secrets: &[&str]) -> Local {
-        let keys = rest_secrets.iter().enumerate().map(|(index, text)| Key {
-            id: u8::try_from(index).expect("few"),
-            secret: text.as_bytes().to_vec(),
-        });
+        let keys = rest_secrets
+            .iter()
+            .enumerate()
+            .map(|(index, text)| Key { id: u8::try_from(index).expect("few"), secret: text.as_bytes().to_vec() });
         Local {
             realm: "own".into(),
             rest_secrets: KeyRing(keys.collect()),
             static_users: Vec::new(),
-            nonce_keys: KeyRing(vec![Key {
-                id: 0,
-                secret: vec![1; 32],
-            }]),
+            nonce_keys: KeyRing(vec![Key { id: 0, secret: vec![1; 32] }]),
             denied: vec![parse_network("192.168.0.0/16").expect("literal")],
             relay_ips: vec!["198.51.100.7".parse().expect("literal")],
             allow_loopback: true,
@@ -292,11 +274,7 @@ mod tests {
         let mut cluster = Cluster::default();
         cluster.adopt_settings(&message()).expect("good");
         assert_eq!(cluster.adopt_settings(&message()), Ok(Adopted::Known));
-        let older = v1::Settings {
-            revision: 4,
-            realm: "older".into(),
-            ..message()
-        };
+        let older = v1::Settings { revision: 4, realm: "older".into(), ..message() };
         assert_eq!(cluster.adopt_settings(&older), Ok(Adopted::Older(5)));
         assert_eq!(cluster.turn_settings(&local(&[])).realm, "cluster");
     }
@@ -320,10 +298,7 @@ mod tests {
             assert_eq!(cluster.adopt_settings(&settings), Err(*expected));
             assert!(cluster.turn_settings(&local(&[])).nonce_keys.0.is_empty());
         }
-        assert_eq!(
-            Cluster::default().adopt_kept_settings(b"\xff"),
-            Err(SettingsError::Damaged)
-        );
+        assert_eq!(Cluster::default().adopt_kept_settings(b"\xff"), Err(SettingsError::Damaged));
     }
 
     #[test]
@@ -338,10 +313,7 @@ mod tests {
     #[test]
     fn what_is_kept_on_disk_is_taken_over() {
         let mut cluster = Cluster::default();
-        assert_eq!(
-            cluster.adopt_kept_settings(&message().encode_to_vec()),
-            Ok(Adopted::New)
-        );
+        assert_eq!(cluster.adopt_kept_settings(&message().encode_to_vec()), Ok(Adopted::New));
         assert_eq!(cluster.turn_settings(&local(&[])).realm, "cluster");
     }
 }

@@ -8,7 +8,7 @@ use crate::dataplane::WorkerSnapshot;
 
 /// Turns counters into a [`v1::Load`]; rates are over the time since the last sample.
 #[derive(Debug, Default)]
-pub struct LoadMeter {
+pub(crate) struct LoadMeter {
     last: Option<Sample>,
 }
 
@@ -21,7 +21,7 @@ struct Sample {
 
 impl LoadMeter {
     /// Takes a sample. The first one has no rates.
-    pub fn sample(&mut self, workers: &[WorkerSnapshot], now: Instant) -> v1::Load {
+    pub(crate) fn sample(&mut self, workers: &[WorkerSnapshot], now: Instant) -> v1::Load {
         let sum = |count: fn(&WorkerSnapshot) -> u64| workers.iter().map(count).sum::<u64>();
         let bytes = sum(|w| w.bytes.iter().sum());
         let cpu_micros: Vec<u64> = workers.iter().map(|w| w.cpu_micros).collect();
@@ -39,19 +39,11 @@ impl LoadMeter {
             let micros = elapsed.as_micros();
             let per_second = u128::from(bytes.saturating_sub(last.bytes)) * 1_000_000 / micros;
             load.bytes_per_second = u64::try_from(per_second).unwrap_or(u64::MAX);
-            let busiest = cpu_micros
-                .iter()
-                .zip(&last.cpu_micros)
-                .map(|(now, then)| now.saturating_sub(*then))
-                .max();
+            let busiest = cpu_micros.iter().zip(&last.cpu_micros).map(|(now, then)| now.saturating_sub(*then)).max();
             let permille = u128::from(busiest.unwrap_or(0)) * 1000 / micros;
             load.busiest_worker_permille = u32::try_from(permille).unwrap_or(1000).min(1000);
         }
-        self.last = Some(Sample {
-            at: now,
-            bytes,
-            cpu_micros,
-        });
+        self.last = Some(Sample { at: now, bytes, cpu_micros });
         load
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use turn_core::{AllocationId, Change, EndReason, KeyRing, Record};
-use turnpike_proto::v1::{self, RelayMessage, relay_message::Body};
+use turnpike_proto::v1::{self, relay_message::Body};
 
 /// Most changes in a batch: what a store's transaction takes.
 pub const BATCH: usize = 128;
@@ -119,9 +119,8 @@ impl Reporter {
 
     /// The next message that may leave. Batches that are not full wait for `flush`, which says that a flush interval
     /// has passed. Call it until it returns nothing.
-    pub fn next(&mut self, now: u64, keys: &KeyRing, flush: bool) -> Option<RelayMessage> {
-        let body = self.session.as_mut()?.next(now, keys, flush)?;
-        Some(RelayMessage { body: Some(body) })
+    pub fn next(&mut self, now: u64, keys: &KeyRing, flush: bool) -> Option<Body> {
+        self.session.as_mut()?.next(now, keys, flush)
     }
 
     /// The store holds everything up to and including this batch.
@@ -135,9 +134,7 @@ impl Reporter {
 
     /// Allocations with something to say, and batches that are not acknowledged.
     pub fn backlog(&self) -> (usize, usize) {
-        self.session
-            .as_ref()
-            .map_or((0, 0), |s| (s.pending.len(), s.in_flight.len()))
+        self.session.as_ref().map_or((0, 0), |s| (s.pending.len(), s.in_flight.len()))
     }
 }
 
@@ -277,13 +274,7 @@ impl Session {
                 (Vec::new(), end_reason(reason))
             }
         };
-        v1::RecordChange {
-            allocation_id,
-            epoch,
-            sequence,
-            record,
-            ended: ended.into(),
-        }
+        v1::RecordChange { allocation_id, epoch, sequence, record, ended: ended.into() }
     }
 }
 
@@ -346,12 +337,9 @@ fn due(old: &Record, at: u64, new: &Record) -> Option<u64> {
             .iter()
             .zip(permissions(new))
             .all(|((ip, before), (new_ip, after))| *ip == new_ip && moved(*before, after))
-        && channels(old)
-            .iter()
-            .zip(channels(new))
-            .all(|((number, peer, before), (new_number, new_peer, after))| {
-                (*number, *peer) == (new_number, new_peer) && moved(*before, after)
-            });
+        && channels(old).iter().zip(channels(new)).all(|((number, peer, before), (new_number, new_peer, after))| {
+            (*number, *peer) == (new_number, new_peer) && moved(*before, after)
+        });
     is_later.then(|| at + earliest.saturating_sub(at) / 2)
 }
 

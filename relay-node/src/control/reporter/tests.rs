@@ -16,15 +16,8 @@ fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
         epoch: 1,
         sequence,
         id: AllocationId([n; 16]),
-        five_tuple: FiveTuple {
-            transport: Transport::Udp,
-            client: address(5000),
-            server: address(3478),
-        },
-        relayed: vec![RelayedAddr {
-            bound: address(50_000),
-            advertised: address(50_000),
-        }],
+        five_tuple: FiveTuple { transport: Transport::Udp, client: address(5000), server: address(3478) },
+        relayed: vec![RelayedAddr { bound: address(50_000), advertised: address(50_000) }],
         username: b"alice".to_vec(),
         created_at: 0,
         expires_at,
@@ -38,12 +31,7 @@ fn put(record: Record) -> Change {
 }
 
 fn end(n: u8, sequence: u64) -> Change {
-    Change::End {
-        id: AllocationId([n; 16]),
-        epoch: 1,
-        sequence,
-        reason: EndReason::Deleted,
-    }
+    Change::End { id: AllocationId([n; 16]), epoch: 1, sequence, reason: EndReason::Deleted }
 }
 
 /// A reporter whose first resync, of these records, is over and acknowledged.
@@ -61,8 +49,7 @@ fn settled(records: Vec<Record>, now: u64) -> Reporter {
 /// Everything that leaves, acknowledged at once.
 fn drain(reporter: &mut Reporter, now: u64, flush: bool) -> Vec<Body> {
     let mut bodies = Vec::new();
-    while let Some(message) = reporter.next(now, &KeyRing::default(), flush) {
-        let body = message.body.expect("never empty");
+    while let Some(body) = reporter.next(now, &KeyRing::default(), flush) {
         match &body {
             Body::Records(batch) => reporter.acknowledged(batch.batch_id),
             Body::ResyncEnd(end) => reporter.acknowledged(end.batch_id),
@@ -90,15 +77,9 @@ fn changes_of_one_allocation_become_one() {
     reporter.note(put(permitted), 0);
     reporter.note(put(record(2, 1, LIFETIME)), 0);
     reporter.note(end(2, 2), 0);
-    assert!(
-        reporter.next(0, &KeyRing::default(), false).is_none(),
-        "a part of a batch waits for the flush"
-    );
+    assert!(reporter.next(0, &KeyRing::default(), false).is_none(), "a part of a batch waits for the flush");
     let bodies = drain(&mut reporter, 0, true);
-    let told: Vec<_> = changes(&bodies)
-        .iter()
-        .map(|c| (c.allocation_id[0], c.sequence, c.ended))
-        .collect();
+    let told: Vec<_> = changes(&bodies).iter().map(|c| (c.allocation_id[0], c.sequence, c.ended)).collect();
     assert_eq!(told, [(1, 2, 0), (2, 2, v1::EndReason::Deleted as i32)]);
 }
 
@@ -114,9 +95,7 @@ fn full_batches_do_not_wait_and_few_are_in_flight() {
     let sent: Vec<_> = std::iter::from_fn(|| reporter.next(0, &KeyRing::default(), false)).collect();
     assert_eq!(sent.len(), IN_FLIGHT);
     assert_eq!(reporter.backlog(), (2 * BATCH, IN_FLIGHT));
-    let Some(Body::Records(second)) = &sent[1].body else {
-        panic!("a batch")
-    };
+    let Body::Records(second) = &sent[1] else { panic!("a batch") };
     assert_eq!(second.changes.len(), BATCH);
     reporter.acknowledged(second.batch_id);
     assert_eq!(reporter.backlog(), (2 * BATCH, IN_FLIGHT - 2));
@@ -158,10 +137,7 @@ fn what_is_more_than_time_is_told_at_once() {
     type Alter = fn(&mut Record);
     let cases: &[(&str, Alter)] = &[
         ("a permission", |r| r.permissions.push(([9, 9, 9, 9].into(), 1))),
-        ("a channel", |r| {
-            r.channels
-                .push((0x4000, turn_core::PeerAddr::new(([9, 9, 9, 9], 9).into()), 1))
-        }),
+        ("a channel", |r| r.channels.push((0x4000, turn_core::PeerAddr::new(([9, 9, 9, 9], 9).into()), 1))),
         ("a shorter lifetime", |r| r.expires_at = LIFETIME / 2),
         ("another epoch", |r| r.epoch = 2),
     ];
@@ -184,23 +160,11 @@ fn an_end_that_overtakes_the_snapshot_stays_an_end() {
     let generation = reporter.wants_snapshot().expect("wanted");
     assert_eq!(reporter.wants_snapshot(), None, "asked for once");
     reporter.note(end(1, 5), 0);
-    assert!(
-        reporter.next(0, &KeyRing::default(), true).is_none(),
-        "nothing leaves before the snapshot"
-    );
+    assert!(reporter.next(0, &KeyRing::default(), true).is_none(), "nothing leaves before the snapshot");
     assert!(reporter.snapshot(generation, vec![record(1, 4, LIFETIME), record(2, 1, LIFETIME)]));
     let bodies = drain(&mut reporter, 0, true);
-    let told: Vec<_> = changes(&bodies)
-        .iter()
-        .map(|c| (c.allocation_id[0], c.record.is_empty()))
-        .collect();
-    assert_eq!(
-        told,
-        [
-            (1, true),
-            (2, Record::seal(&record(2, 1, LIFETIME), &KeyRing::default()).is_empty())
-        ]
-    );
+    let told: Vec<_> = changes(&bodies).iter().map(|c| (c.allocation_id[0], c.record.is_empty())).collect();
+    assert_eq!(told, [(1, true), (2, Record::seal(&record(2, 1, LIFETIME), &KeyRing::default()).is_empty())]);
 }
 
 #[test]
@@ -214,10 +178,7 @@ fn overflow_becomes_a_resync() {
     assert_eq!(reporter.backlog().0, 0);
     let generation = reporter.wants_snapshot().expect("what did not fit is restated");
     reporter.want_resync();
-    assert!(
-        !reporter.snapshot(generation, Vec::new()),
-        "a snapshot from before the second overflow is of no use"
-    );
+    assert!(!reporter.snapshot(generation, Vec::new()), "a snapshot from before the second overflow is of no use");
     assert!(reporter.wants_snapshot().is_some());
 }
 
@@ -286,10 +247,7 @@ impl Store {
                     }
                     if change.ended == v1::EndReason::Unspecified as i32 {
                         let before = self.live.insert(n, change.sequence);
-                        assert!(
-                            before.is_none_or(|before| before <= change.sequence),
-                            "an older record came later"
-                        );
+                        assert!(before.is_none_or(|before| before <= change.sequence), "an older record came later");
                     } else {
                         self.live.remove(&n);
                     }
@@ -336,8 +294,8 @@ proptest! {
                 },
                 Step::Tick { ms, is_acknowledged } => {
                     now += ms;
-                    while let Some(message) = reporter.next(now, &KeyRing::default(), true) {
-                        under_way.extend(message.body);
+                    while let Some(body) = reporter.next(now, &KeyRing::default(), true) {
+                        under_way.push_back(body);
                     }
                     if is_acknowledged && let Some(body) = under_way.pop_front() {
                         store.apply(&body);

@@ -1,0 +1,194 @@
+//! One connection to one controller: mTLS, Hello, Welcome, and the two directions of the stream.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use turnpike_proto::v1::fleet_client::FleetClient;
+use turnpike_proto::v1::relay_message::Body as Say;
+use turnpike_proto::v1::{self, ControllerMessage, RelayMessage, controller_message::Body as Hear};
+
+use crate::config::{self, Controllers};
+
+/// Version of `fleet.proto` this binary speaks.
+const PROTOCOL: u32 = 1;
+/// The name every controller's certificate carries.
+const SERVER_NAME: &str = "controller.turnpike";
+/// A controller that answers no HTTP/2 ping for [`PING_TIMEOUT`] after one was due is gone: 3 s in all.
+const PING: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// From the first packet to Welcome.
+const WELCOME: Duration = Duration::from_secs(3);
+/// How long an orderly end waits for its last words to be taken.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// Messages on their way into the stream.
+const OUTBOUND: usize = 32;
+
+/// Why one session is over, or never began.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Lost {
+    #[error("relay {owner:?} owns the relay address")]
+    Superseded { owner: String, epoch: u64 },
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    #[error("{0}")]
+    Controller(String),
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("the data plane is gone")]
+    NoDataplane,
+    #[error(transparent)]
+    State(#[from] crate::state_directory::StateError),
+}
+
+/// A session that was welcomed.
+pub(super) struct Connection {
+    say: mpsc::Sender<RelayMessage>,
+    hear: Streaming<ControllerMessage>,
+    client: FleetClient<Channel>,
+}
+
+impl Connection {
+    /// From nothing to Welcome. Certificates are read anew each time, so that replaced ones come into use.
+    pub(super) async fn open(
+        endpoint: &str,
+        controllers: &Controllers,
+        hello: v1::Hello,
+    ) -> Result<(Self, v1::Welcome), Lost> {
+        let endpoint = endpoint_of(endpoint, controllers)?;
+        timeout(WELCOME, Self::greet(endpoint, hello)).await.map_err(|_| Lost::Silent(WELCOME))?
+    }
+
+    async fn greet(endpoint: Endpoint, hello: v1::Hello) -> Result<(Self, v1::Welcome), Lost> {
+        let channel = endpoint.connect().await.map_err(|error| broken(&error))?;
+        let mut client = FleetClient::new(channel);
+        let (say, said) = mpsc::channel(OUTBOUND);
+        let first = client.session(ReceiverStream::new(said));
+        send(&say, Say::Hello(hello))?;
+        let mut hear = first.await.map_err(refused)?.into_inner();
+        match hear.message().await.map_err(refused)?.and_then(|message| message.body) {
+            Some(Hear::Welcome(welcome)) => Ok((Self { say, hear, client }, welcome)),
+            Some(Hear::Superseded(v1::Superseded { owner, epoch })) => Err(Lost::Superseded { owner, epoch }),
+            Some(_) => Err(Lost::Protocol("its first message is neither Welcome nor Superseded")),
+            None => Err(Lost::Controller("it ended the session before it began".into())),
+        }
+    }
+
+    /// Asks for the stored records of a relay address, sealed; in batches of the controller's choice.
+    pub(super) async fn restore(&mut self, request: v1::RestoreRequest) -> Result<Vec<Vec<u8>>, Lost> {
+        let mut batches = self.client.restore(request).await.map_err(refused)?.into_inner();
+        let mut records = Vec::new();
+        while let Some(batch) = batches.message().await.map_err(refused)? {
+            records.extend(batch.records);
+        }
+        Ok(records)
+    }
+
+    /// The next message. May be dropped and called again.
+    pub(super) async fn hear(&mut self) -> Result<Option<Hear>, Lost> {
+        match self.hear.message().await.map_err(refused)? {
+            Some(message) => Ok(message.body),
+            None => Err(Lost::Controller("it ended the session".into())),
+        }
+    }
+
+    /// How many messages the stream takes now.
+    pub(super) fn room(&self) -> usize {
+        self.say.capacity()
+    }
+
+    /// Says something; there must be room.
+    pub(super) fn say(&self, body: Say) -> Result<(), Lost> {
+        send(&self.say, body)
+    }
+
+    /// Goodbye, then waits a little until the controller has taken everything.
+    pub(super) async fn close(mut self) -> Result<(), Lost> {
+        self.say(Say::Goodbye(v1::Goodbye { reason: "stopped".into() }))?;
+        drop(self.say);
+        let taken = async { while let Ok(Some(_)) = self.hear.message().await {} };
+        if timeout(GOODBYE, taken).await.is_err() {
+            tracing::debug!("the controller did not end the session after Goodbye");
+        }
+        Ok(())
+    }
+}
+
+fn endpoint_of(endpoint: &str, controllers: &Controllers) -> Result<Endpoint, Lost> {
+    let identity = controllers.read_identity()?;
+    let tls = ClientTlsConfig::new()
+        .domain_name(SERVER_NAME)
+        .ca_certificate(Certificate::from_pem(identity.ca))
+        .identity(Identity::from_pem(identity.certificate, identity.key));
+    Ok(Endpoint::from_shared(endpoint.to_owned())
+        .map_err(|error| broken(&error))?
+        .tls_config(tls)
+        .map_err(|error| broken(&error))?
+        .connect_timeout(WELCOME)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+/// What this relay says of itself; `boot_id` is drawn here.
+pub(super) fn hello(settings: &config::Settings, epoch: u64) -> anyhow::Result<v1::Hello> {
+    let mut boot = [0; 16];
+    getrandom::fill(&mut boot)?;
+    let listener = |(transport, address): (turn_core::Transport, SocketAddr)| {
+        let transport = match transport {
+            turn_core::Transport::Udp => v1::Transport::Udp,
+            turn_core::Transport::Tcp => v1::Transport::Tcp,
+            turn_core::Transport::Tls => v1::Transport::Tls,
+            turn_core::Transport::Dtls => v1::Transport::Dtls,
+        };
+        v1::Listener { transport: transport.into(), address: address.to_string() }
+    };
+    Ok(v1::Hello {
+        node_id: settings.node_id.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        protocol: PROTOCOL,
+        region: settings.region.clone(),
+        zone: settings.zone.clone(),
+        relay_address: settings.relay_address.to_string(),
+        relay_ips: settings.relay_ips.iter().map(|ip| ip.advertised.to_string()).collect(),
+        listeners: settings.advertised_listeners().into_iter().map(listener).collect(),
+        claimed_epoch: epoch,
+        boot_id: format!("{:032x}", u128::from_be_bytes(boot)),
+        workers: settings.workers.into(),
+        max_allocations: settings.max_allocations as u64,
+        relay_port_low: (*settings.relay_ports.start()).into(),
+        relay_port_high: (*settings.relay_ports.end()).into(),
+    })
+}
+
+fn send(say: &mpsc::Sender<RelayMessage>, body: Say) -> Result<(), Lost> {
+    match say.try_send(RelayMessage { body: Some(body) }) {
+        Ok(()) => Ok(()),
+        Err(mpsc::error::TrySendError::Full(_)) => Err(Lost::Protocol("it does not read what it is told")),
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(Lost::Controller("the stream is closed".into())),
+    }
+}
+
+fn refused(status: tonic::Status) -> Lost {
+    let message = status.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    Lost::Controller(format!("{:?}: {message}", status.code()))
+}
+
+/// A transport error with its causes, on one line.
+fn broken(error: &tonic::transport::Error) -> Lost {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    Lost::Controller(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}

@@ -1,0 +1,144 @@
+//! The command line of the real binary: one clear line, and the right exit code.
+
+#![allow(clippy::print_stderr, reason = "what the relay logs belongs to the test's output")]
+#![allow(dead_code, reason = "tests share a module of which each uses a part")]
+
+mod relay;
+
+use relay::{Relay, command, configuration, own_ip, run};
+
+#[test]
+fn a_good_configuration_is_one_line() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("relay.toml");
+    let ip = own_ip();
+    std::fs::write(&file, configuration(directory.path(), ip, "")).expect("written");
+    let (code, out, err) = run(command().arg("--check-config").arg("--config").arg(&file));
+    assert_eq!((code, out.as_str(), err.as_str()), (0, format!("ok: relay eu-1 at {ip}\n").as_str(), ""));
+    assert!(!directory.path().join("state").exists(), "checking touches nothing");
+
+    // Flags win over variables, variables over the file.
+    let (code, out, _) = run(command()
+        .arg("--check-config")
+        .arg("--config")
+        .arg(&file)
+        .arg("--node-id=flag")
+        .env("TURNPIKE_NODE_ID", "variable")
+        .env("TURNPIKE_PUBLIC_IP", "198.51.100.7"));
+    assert_eq!((code, out.as_str()), (0, "ok: relay flag at 198.51.100.7\n"));
+}
+
+#[test]
+fn a_wrong_configuration_is_one_line_and_78() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("relay.toml");
+    let at = format!("(in {})", file.display());
+    let cases: &[(&str, &[&str], String)] = &[
+        ("relm = \"x\"", &[], "relm: unknown key; known are node_id, region,".into()),
+        (
+            "max_connections = \"many\"",
+            &[],
+            "max_connections: invalid type: string \"many\", expected u32; line 8 ".to_owned() + &at,
+        ),
+        ("relay_ports = [3000, 4000]", &[], "relay_ports: 3000-4000 holds the listen port 3478 on the same IP".into()),
+        ("", &["--relay-ports=9-1"], "relay_ports: 9-1 is no range".into()),
+        ("", &["--workers=many"], "workers: \"many\" is not a number from 0 to 64".into()),
+        ("", &["--allow-loopback-peers=false"], "public_ip: the relay address 127.".into()),
+        ("", &["--node-id="], "node_id: missing".into()),
+        ("controllers = [\"https://127.0.0.1:1\"]", &[], "tls.ca: missing".into()),
+        (
+            "controllers = [\"https://127.0.0.1:1\"]\ntls = { ca = \"ca.pem\", certificate = \"c\", key = \"k\" }",
+            &[],
+            format!("tls.ca: cannot read {}: No such file", directory.path().join("ca.pem").display()),
+        ),
+    ];
+    for (more, flags, expected) in cases {
+        std::fs::write(&file, configuration(directory.path(), own_ip(), more)).expect("written");
+        // Whether it is only checked or to be run makes no difference.
+        for check in [true, false] {
+            let mut command = command();
+            command.arg("--config").arg(&file).args(*flags);
+            if check {
+                command.arg("--check-config");
+            }
+            let (code, out, err) = run(&mut command);
+            assert_eq!((code, out.as_str()), (78, ""), "{more} {flags:?}: {err}");
+            assert!(err.starts_with(&format!("relay-node: {expected}")), "{more} {flags:?}: {err}");
+            assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+        }
+    }
+    let (code, _, err) = run(command().arg("--config").arg("/nonexistent/relay.toml"));
+    assert_eq!(code, 78);
+    assert!(err.starts_with("relay-node: config: cannot read /nonexistent/relay.toml: "), "{err}");
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_2() {
+    let (code, out, err) = run(command().arg("--loud"));
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert_eq!(err, "relay-node: unexpected argument '--loud' found; relay-node --help lists what there is\n");
+}
+
+#[test]
+fn help_is_grouped_and_has_examples() {
+    let (code, out, _) = run(command().arg("--help"));
+    assert_eq!(code, 0);
+    for part in ["Identity:", "Addresses:", "Cluster:", "Examples:", "TURNPIKE_PUBLIC_IP", "78  wrong configuration"] {
+        assert!(out.contains(part), "{part} is not in\n{out}");
+    }
+}
+
+#[test]
+fn a_second_process_on_the_same_state_is_refused_in_one_line() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let mut first = Relay::start(directory.path(), own_ip(), "rest_secrets = [\"s\"]");
+    first.log("ready");
+    let mut second = Relay::start(directory.path(), own_ip(), "");
+    let line = second.log("ERROR");
+    assert!(line.contains("is in use by another relay-node; stop it"), "{line}");
+    assert_eq!(second.wait().code(), Some(1));
+    assert_eq!(first.terminate().code(), Some(0));
+    // The lock ended with its holder.
+    let mut third = Relay::start(directory.path(), own_ip(), "");
+    third.log("ready");
+    assert_eq!(third.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_state_directory_of_another_relay_is_refused() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let mut first = Relay::start(directory.path(), own_ip(), "");
+    first.log("ready");
+    first.terminate();
+    let file = directory.path().join("relay.toml");
+    let (code, _, err) = run(command().arg("--config").arg(file).arg("--node-id=eu-2"));
+    assert_eq!(code, 1);
+    assert!(err.contains("belongs to relay \"eu-1\", this is \"eu-2\"; use another directory or delete it"), "{err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+}
+
+#[test]
+fn a_taken_http_port_is_one_line() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let ip = own_ip();
+    let _taken = std::net::TcpListener::bind((ip, 9478)).expect("free");
+    let mut relay = Relay::start(directory.path(), ip, "");
+    let line = relay.log("ERROR");
+    assert!(line.contains(&format!("http: cannot listen on {ip}:9478")), "{line}");
+    assert_eq!(relay.wait().code(), Some(1));
+}
+
+#[test]
+fn readiness_says_what_is_missing_and_liveness_does_not_care() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let relay = Relay::start(directory.path(), own_ip(), "");
+    relay.log("ready");
+    assert_eq!(relay.wait_for("/livez", 200), "alive\n");
+    let why = relay.wait_for("/readyz", 503);
+    assert!(why.starts_with("not ready: no credentials"), "{why}");
+    drop(relay);
+    let relay = Relay::start(directory.path(), own_ip(), "static_users = [{ username = \"a\", password = \"b\" }]");
+    assert_eq!(relay.wait_for("/readyz", 200), "ready\n");
+    relay.metric("turn_control_connected 0");
+    relay.metric("turn_build_info{version=\"0.1.0\"} 1");
+}

@@ -1,0 +1,286 @@
+//! The relay's control session against a scripted controller: the real binary, real mTLS, a real TURN client.
+
+#![allow(clippy::print_stderr, reason = "what the relay logs belongs to the test's output")]
+#![allow(dead_code, reason = "tests share a module of which each uses a part")]
+
+mod controller;
+mod relay;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use controller::{Controller, Session, rings, settings};
+use relay::{Relay, TurnClient, own_ip};
+use turn_core::client::Event;
+use turn_core::{AllocationId, FiveTuple, Record, RelayedAddr, Transport};
+use turnpike_proto::v1::controller_message::Body as Say;
+use turnpike_proto::v1::relay_message::Body as Hear;
+use turnpike_proto::v1::{self, RecordChange};
+
+/// A relay of this controller, its state in `directory`.
+fn start(directory: &Path, ip: Ipv4Addr, controllers: &[&str]) -> Relay {
+    let more = format!(
+        "controllers = {controllers:?}\ntls = {{ ca = \"ca.pem\", certificate = \"node.pem\", key = \"node.key\" }}"
+    );
+    Relay::start(directory, ip, &more)
+}
+
+/// A relay that has joined and has nothing to tell.
+fn joined(directory: &Path, controller: &Controller, ip: Ipv4Addr) -> (Relay, Session) {
+    let relay = start(directory, ip, &[&controller.url]);
+    let mut session = controller.session();
+    session.welcome(1, settings(1));
+    assert_eq!(session.resync(), []);
+    (relay, session)
+}
+
+#[test]
+fn it_joins_says_who_it_is_and_reports() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let ip = own_ip();
+    let relay = start(directory.path(), ip, &[&controller.url]);
+    let mut session = controller.session();
+    let hello = session.hello.clone();
+    assert_eq!((hello.node_id.as_str(), hello.region.as_str(), hello.protocol), ("eu-1", "eu", 1));
+    assert_eq!((hello.claimed_epoch, hello.workers), (1, 2));
+    assert_eq!(hello.relay_address, ip.to_string());
+    let listeners: Vec<_> = hello.listeners.iter().map(|l| (l.transport(), l.address.clone())).collect();
+    let at = format!("{ip}:3478");
+    assert_eq!(listeners, [(v1::Transport::Udp, at.clone()), (v1::Transport::Tcp, at)]);
+
+    // An epoch above the claimed one is taken over.
+    session.welcome(7, settings(1));
+    relay.metric("turn_epoch 7");
+    assert_eq!(std::fs::read_to_string(directory.path().join("state/epoch")).expect("kept"), "7\n");
+    assert_eq!(relay.wait_for("/readyz", 200), "ready\n");
+    relay.metric("turn_control_connected 1");
+
+    let mut loads = 0;
+    while loads < 2 {
+        loads += usize::from(matches!(session.hear(), Hear::Load(_)));
+    }
+}
+
+#[test]
+fn allocations_are_told_and_their_ends() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (relay, mut session) = joined(directory.path(), &controller, own_ip());
+    relay.wait_for("/readyz", 200);
+    let mut client = TurnClient::new(relay.address(), "alice", "secret");
+    let relayed = client.allocate();
+    let born = session.change();
+    let record = Record::open(&born.record, &rings().1).expect("sealed under the cluster's key");
+    assert_eq!(record.relayed[0].advertised, relayed);
+    assert_eq!(record.username, b"alice");
+    assert_eq!(record.id.0.to_vec(), born.allocation_id);
+
+    let refreshed = client.perform(|client, now| client.refresh(now, 0));
+    assert_eq!(refreshed, Event::Refreshed(0));
+    let gone = session.change();
+    assert_eq!(gone.allocation_id, born.allocation_id);
+    assert_eq!((gone.record.is_empty(), gone.ended()), (true, v1::EndReason::Deleted));
+    assert!(gone.sequence > born.sequence);
+}
+
+#[test]
+fn a_broken_session_is_replaced_and_restates_everything() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (relay, session) = joined(directory.path(), &controller, own_ip());
+    relay.wait_for("/readyz", 200);
+    // Nothing of this session is ever acknowledged.
+    let mut clients: Vec<_> = (0..3).map(|_| TurnClient::new(relay.address(), "alice", "secret")).collect();
+    let mut expected: Vec<_> = clients.iter_mut().map(TurnClient::allocate).collect();
+    drop(session);
+
+    let mut session = controller.session();
+    // One that is made, and one that ends, while there is no session.
+    expected.push(TurnClient::new(relay.address(), "alice", "secret").allocate());
+    clients[0].perform(|client, now| client.refresh(now, 0));
+    expected.remove(0);
+    assert_eq!(session.hello.claimed_epoch, 1, "the same process, the same epoch");
+    session.welcome(1, settings(1));
+    let mut restated: Vec<SocketAddr> = session.resync().iter().map(relayed_of).collect();
+    restated.sort();
+    expected.sort();
+    assert_eq!(restated, expected);
+    relay.metric("turn_resyncs_total 2");
+    relay.metric("turn_control_reconnects_total 1");
+}
+
+#[test]
+fn a_superseded_relay_stops_at_once() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (mut relay, session) = joined(directory.path(), &controller, own_ip());
+    session.say(Say::Superseded(v1::Superseded { epoch: 9, owner: "eu-2".into() }));
+    let line = relay.log("ERROR");
+    assert!(line.contains("relay \"eu-2\" owns this relay address under epoch 9: this one stops serving"), "{line}");
+    assert_eq!(relay.wait().code(), Some(1));
+}
+
+#[test]
+fn a_relay_superseded_before_it_serves_does_not_begin() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let mut relay = start(directory.path(), own_ip(), &[&controller.url]);
+    controller.session().say(Say::Superseded(v1::Superseded { epoch: 9, owner: "eu-2".into() }));
+    let line = relay.log("ERROR");
+    assert!(line.contains("relay \"eu-2\" owns this relay address"), "{line}");
+    assert_eq!(relay.wait().code(), Some(1));
+}
+
+#[test]
+fn an_orderly_end_is_said() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (mut relay, mut session) = joined(directory.path(), &controller, own_ip());
+    assert_eq!(relay.terminate().code(), Some(0));
+    while !matches!(session.hear(), Hear::Goodbye(_)) {}
+}
+
+#[test]
+fn settings_outlive_the_controller() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let ip = own_ip();
+    let (mut relay, session) = joined(directory.path(), &controller, ip);
+    relay.wait_for("/readyz", 200);
+    let relayed = TurnClient::new(relay.address(), "alice", "secret").allocate();
+    relay.kill();
+    drop(session);
+    let url = controller.url.clone();
+    drop(controller);
+
+    let relay = start(directory.path(), ip, &[&url]);
+    assert!(relay.log("ready").contains("restored=1"));
+    assert_eq!(relay.wait_for("/readyz", 200), "ready\n");
+    relay.metric("turn_epoch 2");
+    let other = TurnClient::new(relay.address(), "alice", "secret").allocate();
+    assert_ne!(other, relayed, "the first allocation lives on");
+}
+
+#[test]
+fn a_relay_without_a_journal_restores_from_the_store() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let ip = own_ip();
+    let stored = stored_record(ip);
+    let (_, record_keys) = rings();
+    let damaged = vec![1, 2, 3];
+    let controller = Controller::start(directory.path(), vec![stored.seal(&record_keys), damaged]);
+    let relay = start(directory.path(), ip, &[&controller.url]);
+    let mut session = controller.session();
+    session.welcome(5, settings(1));
+    assert!(relay.log("ready").contains("restored=1"));
+    let restated = session.resync();
+    assert_eq!(restated.iter().map(relayed_of).collect::<Vec<_>>(), [stored.relayed[0].advertised]);
+    assert_eq!(controller.restores(), 1);
+    relay.metric("turn_restored_allocations_total{source=\"store\"} 1");
+    relay.metric("turn_refused_records_total{source=\"store\"} 1");
+}
+
+#[test]
+fn what_the_store_holds_is_restored_late_rather_than_wiped() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let ip = own_ip();
+    let stored = stored_record(ip);
+    let controller = Controller::start(directory.path(), vec![stored.seal(&rings().1)]);
+    // It serves before the controller says a word.
+    let relay = start(directory.path(), ip, &[&controller.url]);
+    let unwelcome = controller.session();
+    assert!(relay.log("ready").contains("restored=0"));
+    drop(unwelcome);
+    let mut session = controller.session();
+    session.welcome(5, settings(1));
+    let restated = session.resync();
+    assert_eq!(restated.iter().map(relayed_of).collect::<Vec<_>>(), [stored.relayed[0].advertised]);
+}
+
+#[test]
+fn an_operator_revokes() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (relay, mut session) = joined(directory.path(), &controller, own_ip());
+    relay.wait_for("/readyz", 200);
+    TurnClient::new(relay.address(), "alice", "secret").allocate();
+    let allocation_id = session.change().allocation_id;
+    session.say(Say::Revoke(v1::RevokeAllocation { allocation_id: allocation_id.clone() }));
+    let gone = session.change();
+    assert_eq!((gone.allocation_id.clone(), gone.ended()), (allocation_id, v1::EndReason::Revoked));
+}
+
+#[test]
+fn controllers_are_tried_in_turn_and_a_silent_one_is_left() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    // It takes connections and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = format!("https://{}", silent.local_addr().expect("bound"));
+    let _relay = start(directory.path(), own_ip(), &[&silent, &controller.url]);
+    let mut session = controller.session();
+    session.welcome(1, settings(1));
+    assert_eq!(session.resync(), []);
+}
+
+#[test]
+fn newer_settings_come_into_force_and_older_ones_do_not() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (relay, mut session) = joined(directory.path(), &controller, own_ip());
+    relay.wait_for("/readyz", 200);
+    let mut newer = settings(2);
+    newer.static_users[0].password = b"changed".to_vec();
+    newer.record_keys.insert(0, v1::Secret { id: 3, value: b"another record key".to_vec() });
+    session.say(Say::Settings(newer));
+    // A new record key seals everything anew.
+    assert_eq!(session.resync(), []);
+    TurnClient::new(relay.address(), "alice", "changed").allocate();
+    session.say(Say::Settings(settings(1)));
+    relay.log("this relay keeps its newer ones of revision 2");
+    TurnClient::new(relay.address(), "alice", "changed").allocate();
+}
+
+#[test]
+fn a_strangers_certificate_is_no_controller() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let other = tempfile::tempdir().expect("tempdir");
+    // The relay trusts the CA in its directory; this controller's is another one.
+    let stranger = Controller::start(other.path(), Vec::new());
+    let _trusted = Controller::start(directory.path(), Vec::new());
+    let relay = start(directory.path(), own_ip(), &[&stranger.url]);
+    let line = relay.log("no session with a controller");
+    assert!(line.contains("certificate"), "{line}");
+    relay.wait_for("/readyz", 503);
+}
+
+fn relayed_of(change: &RecordChange) -> SocketAddr {
+    let record = Record::open(&change.record, &rings().1).expect("sealed under the cluster's key");
+    record.relayed[0].advertised
+}
+
+/// An allocation of a process that is gone, as the store keeps it.
+fn stored_record(ip: Ipv4Addr) -> Record {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let now = u64::try_from(since.as_millis()).expect("fits");
+    let relayed = SocketAddr::from((ip, 50_000));
+    Record {
+        relay_address: ip.into(),
+        epoch: 4,
+        sequence: 1,
+        id: AllocationId([7; 16]),
+        five_tuple: FiveTuple {
+            transport: Transport::Udp,
+            client: "127.0.0.1:40000".parse().expect("literal"),
+            server: (ip, 3478).into(),
+        },
+        relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
+        username: b"alice".to_vec(),
+        created_at: now,
+        expires_at: now + 600_000,
+        permissions: Vec::new(),
+        channels: Vec::new(),
+    }
+}
