@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
-use harness::cluster::{Cluster, Controller, Relay, RelayOptions, Store};
+use harness::cluster::{Cluster, Relay, RelayOptions};
+use harness::coturn::rest_credentials;
 use harness::place::Place;
 use harness::traffic::Pair;
 use harness::turn::{Login, TurnClient};
@@ -12,13 +13,17 @@ use harness::{Host, Scenario, eventually, run, run_within};
 use tokio::net::UdpSocket;
 use turn_core::Transport;
 
-async fn fleet(test: &Scenario, workers: u16) -> Result<(Cluster, Controller, Relay, Login)> {
-    let mut cluster = Cluster::new(test.path())?;
-    let controller = cluster.controller(&Place::on_loopback(2), Store::Embedded, "").await?;
-    let options = RelayOptions { workers, ..RelayOptions::in_region("eu") };
-    let relay = cluster.relay("eu-1", &Place::on_loopback(11), &options).await?;
-    let login = controller.login("workers").await?;
-    Ok((cluster, controller, relay, login))
+/// Secret of the relay, which stands alone here: no controller has a part in what its workers do.
+const SECRET: &str = "secret-of-a-lone-relay";
+
+fn options(workers: u16) -> RelayOptions {
+    RelayOptions { workers, more: format!("rest_secrets = [{SECRET:?}]"), ..RelayOptions::in_region("eu") }
+}
+
+async fn lone_relay(test: &Scenario, workers: u16) -> Result<(Cluster, Relay, Login)> {
+    let cluster = Cluster::new(test.path())?;
+    let relay = cluster.relay("eu-1", &Place::on_loopback(11), &options(workers)).await?;
+    Ok((cluster, relay, rest_credentials(SECRET.as_bytes(), "workers")?))
 }
 
 async fn allocated(relay: SocketAddr, transport: Transport, login: &Login) -> Result<TurnClient> {
@@ -33,7 +38,7 @@ async fn allocated(relay: SocketAddr, transport: Transport, login: &Login) -> Re
 #[test]
 fn pairs_meet_across_workers() -> Result<()> {
     run(async |test| {
-        let (_cluster, _controller, relay, login) = fleet(test, 2).await?;
+        let (_cluster, relay, login) = lone_relay(test, 2).await?;
         let address = relay.address();
         let mut pairs = Vec::new();
         for number in 0..40 {
@@ -73,7 +78,7 @@ async fn relay_metric(relay: &Relay, name: &str, worker: &str) -> Result<f64> {
 #[test]
 fn a_thousand_clients_land_on_their_workers() -> Result<()> {
     run_within(Duration::from_secs(180), async |test| {
-        let (cluster, _controller, mut relay, login) = fleet(test, 2).await?;
+        let (cluster, mut relay, login) = lone_relay(test, 2).await?;
         let echo = UdpSocket::bind((Place::on_loopback(200).address, 0)).await?;
         let peer = echo.local_addr()?;
         let echo = tokio::spawn(async move {
@@ -98,7 +103,7 @@ fn a_thousand_clients_land_on_their_workers() -> Result<()> {
         for workers in [2, 3, 1] {
             if workers != 2 {
                 relay.kill()?;
-                cluster.configure(&relay, &RelayOptions { workers, ..RelayOptions::in_region("eu") })?;
+                cluster.configure(&relay, &options(workers))?;
                 relay.start().await?;
             }
             for (number, client) in clients.iter_mut().enumerate() {

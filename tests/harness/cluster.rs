@@ -190,7 +190,10 @@ impl Cluster {
         writeln!(text, "relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"", ip = place.address)?;
         writeln!(text, "allow_loopback_peers = {}", place.address.is_loopback())?;
         writeln!(text, "workers = {}\nhttp = \"{}\"", options.workers, place.at(RELAY_HTTP))?;
-        writeln!(text, "controllers = {controllers:?}\n{}", self.tls(&Identity::Relay(relay.id.clone()))?)?;
+        if !controllers.is_empty() {
+            let tls = self.tls(&Identity::Relay(relay.id.clone()))?;
+            writeln!(text, "controllers = {controllers:?}\n{tls}")?;
+        }
         writeln!(text, "{}", options.more)?;
         fs::write(&relay.config, text)?;
         Ok(())
