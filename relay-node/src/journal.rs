@@ -381,7 +381,7 @@ mod tests {
             };
             assert_eq!(loaded(directory.path()), (expected.to_vec(), 0), "cut at {cut}");
         }
-        let mut damaged = whole.clone();
+        let mut damaged = whole;
         damaged[first + ENTRY_HEADER + 3] ^= 1;
         fs::write(&journal.path, &damaged)?;
         assert_eq!(loaded(directory.path()), (vec![(1, 1), (3, 1)], 1));

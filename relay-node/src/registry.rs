@@ -328,9 +328,9 @@ mod tests {
         let (low, high) = (port.min(u16::MAX - 1), port.min(u16::MAX - 1) + 1);
         let registry = registry(low..=high, Bounds::default());
         let (relayed, _socket) =
-            registry.bind(Family::V4, b"u", |address| UdpSocket::bind(address)).expect("the other port");
+            registry.bind(Family::V4, b"u", UdpSocket::bind::<SocketAddr>).expect("the other port");
         assert_ne!(relayed.port(), port);
-        assert!(registry.bind(Family::V4, b"u", |address| UdpSocket::bind(address)).is_err());
+        assert!(registry.bind(Family::V4, b"u", UdpSocket::bind::<SocketAddr>).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Starts one worker per core and holds the handles; the only place that knows about cores.
 
+mod apply;
 mod counters;
 mod listen;
 mod outgoing;

@@ -120,6 +120,11 @@ impl Relayed {
         self.registry.ours(relayed)
     }
 
+    /// Whether any worker of this process has the address.
+    pub(super) fn is_held(&self, relayed: RelayedAddr) -> bool {
+        matches!(self.routes.route(PeerAddr::new(relayed.advertised)), Route::Worker(_))
+    }
+
     /// Holds the address of a restored record as it is on this machine.
     ///
     /// # Errors

@@ -31,27 +31,31 @@ impl Worker {
     /// said, and the rest goes on.
     pub(super) fn restore(&mut self, records: Vec<Record>) {
         for record in records {
-            if record.five_tuple.transport.is_stream() {
+            let (Some(ours), Some(path)) = (self.ours(&record), self.path_of(&record)) else {
+                self.counters.lost(Loss::RestoreForeign);
+                tracing::warn!(
+                    allocation = record.id.to_text(),
+                    "not restored: its relayed or server address is not of this relay"
+                );
+                continue;
+            };
+            let reason = if record.five_tuple.transport.is_stream() {
                 // RFC 8656 §5: the connection is gone with the process that had it.
-                self.end(&record, EndReason::Closed);
+                EndReason::Closed
             } else if record.expires_at <= self.now.wall {
-                self.end(&record, EndReason::Expired);
+                EndReason::Expired
             } else {
-                self.restore_one(record);
+                self.restore_one(record, ours, path);
+                continue;
+            };
+            // What is held lives in this process, which knows better than the record.
+            if !self.relayed.is_held(ours) {
+                self.end(&record, reason);
             }
         }
     }
 
-    fn restore_one(&mut self, mut record: Record) {
-        let id = record.id;
-        let (Some(ours), Some(path)) = (self.ours(&record), self.path_of(&record)) else {
-            self.counters.lost(Loss::RestoreForeign);
-            tracing::warn!(
-                allocation = id.to_text(),
-                "not restored: its relayed or server address is not of this relay"
-            );
-            return;
-        };
+    fn restore_one(&mut self, mut record: Record, ours: RelayedAddr, path: Path) {
         if self.relayed.find(ours.advertised).is_some() {
             // This process has it, and writes newer records of it than anybody.
             return;
@@ -60,7 +64,7 @@ impl Worker {
         if let Err(error) = self.relayed.restore(ours, &quota_key) {
             self.counters.lost(Loss::RestoreAddress);
             tracing::error!(
-                allocation = id.to_text(), port = ours.port(), %error,
+                allocation = record.id.to_text(), port = ours.port(), %error,
                 "not restored: its relayed address cannot be opened"
             );
             return;

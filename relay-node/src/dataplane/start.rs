@@ -121,8 +121,11 @@ impl Starting {
     /// Waits until every worker has restored and journaled its records, removes the journals they came from, and lets
     /// the workers read.
     pub(super) fn finish(self, succession: Arc<Succession>) -> anyhow::Result<()> {
+        let (told, ready) = self.ready;
+        // Only the workers are left to say something: one that panics is noticed.
+        drop(told);
         for _ in &self.go {
-            self.ready.1.recv().map_err(|_| anyhow!("a worker died while it restored its records"))??;
+            ready.recv().map_err(|_| anyhow!("a worker died while it restored its records"))??;
         }
         let succession = Arc::into_inner(succession).context("a worker still writes its first journal")?;
         succession.finish().context("cannot remove the journals of the last start; see `state_dir`")?;

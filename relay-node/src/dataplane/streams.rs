@@ -11,13 +11,14 @@ use slab::Slab;
 use socket2::{SockRef, Socket};
 use turn_core::{AllocationId, Change, ConnectionId, FiveTuple, Input, IpMeta, Path, Transport, WorkerId};
 
+use super::apply::Origin;
 use super::counters::{Counters, Loss};
 use super::listen::ListenerSocket;
 use super::outgoing::OutgoingQueue;
 use super::packet::Packets;
 use super::stream::{Arrived, Connection, Sent};
 use super::udp;
-use super::worker::{Origin, Token, Worker};
+use super::worker::{Token, Worker};
 use crate::sys::epoll::{Interest, Readiness};
 
 /// Connections accepted before others have their turn.

@@ -228,7 +228,7 @@ impl ReceiveSlots {
     /// was asked for, and its DSCP/ECN octet.
     pub fn local_and_tos(&self, index: usize) -> (Option<IpAddr>, u8) {
         let (mut local, mut tos) = (None, 0);
-        let length = self.headers[index].msg_hdr.msg_controllen as usize;
+        let length = self.headers[index].msg_hdr.msg_controllen;
         control_messages(&self.controls[index], length, |level, kind, data| match (level, kind) {
             // struct in_pktinfo: interface, local address, destination in the header. The second differs from the
             // third for a broadcast only, and is the one to answer from.
