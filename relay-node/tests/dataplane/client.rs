@@ -1,0 +1,303 @@
+//! A TURN client over a real socket, and a data plane to talk to.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, Listen, RelayIp};
+use relay_node::journal;
+use turn_core::client::{Client, ClientConfig, Event, Failure};
+use turn_core::wire::stream::{Frame, frame};
+use turn_core::wire::{ChannelNumber, Method};
+use turn_core::{Key, KeyRing, Policy, Record, Settings, StaticUser, Transport};
+
+/// Beyond any scheduling on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+const PASSWORD: &[u8] = b"secret";
+
+/// Asks until there is an answer.
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("not within {PATIENCE:?}: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Users alice and bob; loopback is open to peers.
+pub(crate) fn settings() -> Arc<Settings> {
+    let user = |name: &[u8]| StaticUser { username: name.into(), password: PASSWORD.into() };
+    Arc::new(Settings {
+        realm: "test".into(),
+        nonce_keys: KeyRing(vec![Key { id: 1, secret: vec![7; 32] }]),
+        static_users: vec![user(b"alice"), user(b"bob")],
+        policy: Policy { allow_loopback: true, ..Policy::default() },
+        ..Settings::default()
+    })
+}
+
+/// A data plane on one loopback address; relayed addresses of IPv6 at ::1.
+pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
+    let ip: IpAddr = ip.parse().expect("literal");
+    let relay_ip = |ip| RelayIp { bound: ip, advertised: ip };
+    let listen = |transport, ip| Listen { transport, bind: SocketAddr::new(ip, 0) };
+    let v6 = "::1".parse().expect("literal");
+    DataplaneConfig {
+        workers,
+        listen: vec![listen(Transport::Udp, ip), listen(Transport::Tcp, ip), listen(Transport::Udp, v6)],
+        relay_ips: vec![relay_ip(ip), relay_ip(v6)],
+        relay_ports: 20_000..=29_999,
+        relay_address: ip,
+        epoch: 1,
+        journal: journal.into(),
+        max_allocations: 0,
+        user_quota: 0,
+        stream_send_cap: 262_144,
+        max_connections: 100,
+    }
+}
+
+/// Starts from what the journal holds.
+pub(crate) fn start(config: &DataplaneConfig) -> Result<(Dataplane, ChangeReceiver)> {
+    start_with(config, journal::load(&config.journal, &KeyRing::default())?.records)
+}
+
+/// Starts with these records.
+pub(crate) fn start_with(config: &DataplaneConfig, records: Vec<Record>) -> Result<(Dataplane, ChangeReceiver)> {
+    Dataplane::start(config.clone(), settings(), records)
+}
+
+/// The same configuration at the addresses that a first start chose, under the next epoch.
+pub(crate) fn again(config: &DataplaneConfig, dataplane: &Dataplane) -> DataplaneConfig {
+    DataplaneConfig { listen: dataplane.listen().to_vec(), epoch: config.epoch + 1, ..config.clone() }
+}
+
+/// A count over all workers, once it has been published.
+pub(crate) fn dropped(dataplane: &Dataplane, label: &str) -> u64 {
+    let snapshots = dataplane.snapshots();
+    let of_label = snapshots.iter().flat_map(|worker| &worker.dropped).filter(|(name, _)| *name == label);
+    of_label.map(|(_, count)| count).sum()
+}
+
+enum Wire {
+    Udp(UdpSocket),
+    Tcp { stream: TcpStream, unread: Vec<u8> },
+}
+
+/// A client and its socket.
+pub(crate) struct TurnClient {
+    wire: Wire,
+    client: Client,
+    pub(crate) data: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// How many bytes a stream sends at once.
+    pub(crate) piece: usize,
+}
+
+impl TurnClient {
+    /// Over UDP from `local`, port chosen by the system, or TCP.
+    pub(crate) fn new(transport: Transport, local: &str, relay: SocketAddr, user: &str) -> Result<Self> {
+        let wire = if transport == Transport::Udp {
+            let socket = UdpSocket::bind((local, 0))?;
+            socket.connect(relay)?;
+            socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+            Wire::Udp(socket)
+        } else {
+            let stream = TcpStream::connect(relay)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(Duration::from_millis(10)))?;
+            Wire::Tcp { stream, unread: Vec::new() }
+        };
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)?;
+        let client = Client::new(ClientConfig {
+            transport,
+            username: user.into(),
+            password: PASSWORD.into(),
+            family: relay.is_ipv6().then_some(turn_core::Family::V6),
+            lifetime: None,
+            seed,
+        });
+        Ok(Self { wire, client, data: VecDeque::new(), piece: usize::MAX })
+    }
+
+    /// To the data plane's listener of a transport and family.
+    pub(crate) fn to(dataplane: &Dataplane, transport: Transport, local: &str, user: &str) -> Result<Self> {
+        let v6 = local.contains(':');
+        let mut listen = dataplane.listen().iter();
+        let found = listen.find(|listen| listen.transport == transport && listen.bind.is_ipv6() == v6);
+        Self::new(transport, local, found.context("a listener")?.bind, user)
+    }
+
+    pub(crate) fn local(&self) -> Result<SocketAddr> {
+        Ok(match &self.wire {
+            Wire::Udp(socket) => socket.local_addr()?,
+            Wire::Tcp { stream, .. } => stream.local_addr()?,
+        })
+    }
+
+    /// Sends what the client has, reads once, and hands out what happened.
+    pub(crate) fn turn(&mut self) -> Result<Option<Event>> {
+        if let Some(event) = self.client.poll_event() {
+            return Ok(Some(event));
+        }
+        while let Some(packet) = self.client.poll_transmit() {
+            self.transmit(&packet)?;
+        }
+        if self.client.poll_timeout().is_some_and(|at| at <= Instant::now()) {
+            self.client.handle_timeout(Instant::now());
+        }
+        if let Some(packet) = self.read()? {
+            self.client.handle_packet(Instant::now(), &packet);
+            while let Some(event) = self.client.poll_event() {
+                if let Event::Data(peer, range) = event {
+                    self.data.push_back((peer, packet[range].to_vec()));
+                } else {
+                    return Ok(Some(event));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn transmit(&mut self, packet: &[u8]) -> Result<()> {
+        match &mut self.wire {
+            Wire::Udp(socket) => drop(socket.send(packet)?),
+            Wire::Tcp { stream, .. } => packet.chunks(self.piece).try_for_each(|piece| stream.write_all(piece))?,
+        }
+        Ok(())
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.transmit(bytes)
+    }
+
+    /// One datagram or frame, if there is one soon. The end of a stream is an error.
+    fn read(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; 65_536];
+        let quiet = |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        match &mut self.wire {
+            Wire::Udp(socket) => match socket.recv(&mut buffer) {
+                Ok(length) => {
+                    buffer.truncate(length);
+                    Ok(Some(buffer))
+                }
+                Err(error) if quiet(&error) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Wire::Tcp { stream, unread } => {
+                if !matches!(frame(unread), Frame::Whole(_)) {
+                    match stream.read(&mut buffer) {
+                        Ok(0) => bail!("the relay closed the connection"),
+                        Ok(length) => unread.extend(&buffer[..length]),
+                        Err(error) if quiet(&error) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                match frame(unread) {
+                    Frame::Whole(length) => Ok(Some(unread.drain(..length).collect())),
+                    Frame::Partial(_) => Ok(None),
+                    Frame::Invalid => bail!("the relay broke the framing"),
+                }
+            }
+        }
+    }
+
+    /// Does something and waits for what comes of it.
+    pub(crate) fn perform(&mut self, act: impl FnOnce(&mut Client, Instant)) -> Result<Event> {
+        act(&mut self.client, Instant::now());
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(event) = self.turn()? {
+                return Ok(event);
+            }
+        }
+        bail!("the relay does not answer")
+    }
+
+    /// Allocates; the relayed address.
+    pub(crate) fn allocate(&mut self) -> Result<SocketAddr> {
+        match self.perform(Client::allocate)? {
+            Event::Allocated { relayed, .. } => Ok(relayed),
+            other => bail!("no allocation: {other:?}"),
+        }
+    }
+
+    /// Allocates in vain; the error code.
+    pub(crate) fn refused(&mut self) -> Result<u16> {
+        match self.perform(Client::allocate)? {
+            Event::Failed(Method::Allocate, Failure::Refused(code)) => Ok(code.code()),
+            other => bail!("not refused: {other:?}"),
+        }
+    }
+
+    pub(crate) fn permit(&mut self, peer: SocketAddr) -> Result<()> {
+        match self.perform(|client, now| client.permit(now, &[peer.ip()]))? {
+            Event::Permitted(_) => Ok(()),
+            other => bail!("no permission: {other:?}"),
+        }
+    }
+
+    pub(crate) fn bind_channel(&mut self, number: u16, peer: SocketAddr) -> Result<()> {
+        let number = ChannelNumber::new(number).context("a channel number")?;
+        match self.perform(|client, now| client.bind_channel(now, number, peer))? {
+            Event::ChannelBound(..) => Ok(()),
+            other => bail!("no channel: {other:?}"),
+        }
+    }
+
+    /// Ends the allocation.
+    pub(crate) fn delete(&mut self) -> Result<()> {
+        match self.perform(|client, now| client.refresh(now, 0))? {
+            Event::Refreshed(0) => Ok(()),
+            other => bail!("not deleted: {other:?}"),
+        }
+    }
+
+    /// Sends application data, by the peer's channel if there is one.
+    pub(crate) fn send(&mut self, to: SocketAddr, data: &[u8]) -> Result<()> {
+        self.client.send(to, data);
+        while let Some(packet) = self.client.poll_transmit() {
+            self.transmit(&packet)?;
+        }
+        Ok(())
+    }
+
+    /// The next application data and who sent it.
+    pub(crate) fn receive(&mut self) -> Result<(SocketAddr, Vec<u8>)> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(data) = self.data.pop_front() {
+                return Ok(data);
+            }
+            if let Some(event) = self.turn()? {
+                bail!("unexpected: {event:?}");
+            }
+        }
+        bail!("nothing comes from the peer")
+    }
+}
+
+/// A peer that the test reads and writes by hand.
+pub(crate) fn peer(ip: &str) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((ip, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// What a peer received, and from whom.
+pub(crate) fn heard(peer: &UdpSocket) -> Result<(SocketAddr, Vec<u8>)> {
+    let mut buffer = vec![0; 65_536];
+    let (length, from) = peer.recv_from(&mut buffer)?;
+    buffer.truncate(length);
+    Ok((from, buffer))
+}
