@@ -52,7 +52,7 @@ const STATES = {
   idle: ["ready", ""],
   media: ["opening the camera", ""],
   discovering: ["asking for a relay", ""],
-  waiting: ["waiting for the other person", ""],
+  waiting: ["waiting", ""],
   connecting: ["connecting", "warn"],
   connected: ["connected", "good"],
   interrupted: ["no packets, waiting for the relay", "warn"],
@@ -130,6 +130,7 @@ const join = async () => {
   byId("lobby").hidden = true;
   byId("live").hidden = false;
   byId("controls").hidden = false;
+  drawLive();
   try {
     setState("media");
     media = await openMedia(byId("fake").checked);
@@ -143,7 +144,8 @@ const join = async () => {
     leave("error");
     return;
   }
-  history.replaceState(null, "", shareLink());
+  query.set("room", turnpike.room);
+  history.replaceState(null, "", `?${query}`);
   setState("waiting");
   signal = new Signal(turnpike.room, {
     on: hear,
@@ -191,7 +193,7 @@ const meet = (name, polite) => {
     stream: media.stream,
     polite,
     send: (data) => signal?.send(data),
-    on: { state: peerState, track: showRemote, nothingGathered, configuration: () => discover().catch(() => undefined) },
+    on: { state: peerState, track: showRemote, nothingGathered, gathered: () => say("problem", ""), configuration: () => discover().catch(() => undefined) },
   });
   turnpike.pc = peer.pc;
   turnpike.connectMs = null;
@@ -217,11 +219,14 @@ const failure = () =>
     ? "No way through: the browsers could not reach each other through the relays. The relay may be down or blocked by a firewall; try the other transport."
     : "No way through: neither a direct connection nor a relay worked.";
 
-const nothingGathered = (errors) => {
+/** `isOver`: the browser has stopped asking. */
+const nothingGathered = (errors, isOver) => {
   const asked = [...new Set(errors.map(({ url }) => url).filter(Boolean))];
-  const reason = errors.find(({ errorText }) => errorText)?.errorText;
   const servers = asked.length ? asked : (turnpike.iceServers ?? []).flatMap(({ urls }) => urls);
-  say("problem", `No relay answered, so there is nothing to connect through. Asked: ${servers.join(", ")}.${reason ? ` The browser says: ${reason}` : ""}`);
+  const reason = errors.find(({ errorText }) => errorText)?.errorText;
+  const answer = isOver ? "No relay answered, so there is nothing to connect through." : "No relay has answered yet; the browser keeps asking.";
+  say("problem", `${answer} Asked: ${servers.join(", ")}.${reason ? ` The browser says: ${reason.replace(/\.+$/, "")}.` : ""}`);
+  if (isOver) setState("failed");
 };
 
 const showRemote = (stream) => {

@@ -2,11 +2,14 @@
 
 /** A call that was connected gets this many ICE restarts before it is called failed. */
 const MAX_RESTARTS = 3;
+/** Without a candidate after this long the user is told; a relay answers within a round trip. */
+const GATHER_MS = 4000;
 
 export class Peer {
   /**
    * `polite`: gives way when both offer at once, and waits with its tracks for the first offer.
-   * `send(data)` hands something to the other side; `on` has `state(name)`, `track(stream)`, `nothingGathered(errors)`.
+   * `send(data)` hands something to the other side; `on` has `state(name)`, `track(stream)`, `gathered()` for the
+   * first candidate, `nothingGathered(errors, isOver)`, and `configuration()` for the servers of an ICE restart.
    */
   constructor({ configuration, stream, polite, send, on }) {
     this.polite = polite;
@@ -33,12 +36,15 @@ export class Peer {
     pc.addEventListener("negotiationneeded", () => this.offer());
     pc.addEventListener("track", ({ streams }) => this.on.track(streams[0]));
     pc.addEventListener("icecandidate", ({ candidate }) => {
-      if (candidate?.candidate) this.gathered += 1;
+      if (candidate?.candidate && ++this.gathered === 1) this.on.gathered();
       if (candidate) this.send({ candidate });
     });
     pc.addEventListener("icecandidateerror", ({ url, errorCode, errorText }) => this.errors.push({ url, errorCode, errorText }));
     pc.addEventListener("icegatheringstatechange", () => {
-      if (pc.iceGatheringState === "complete" && this.gathered === 0) this.on.nothingGathered(this.errors);
+      clearTimeout(this.gathering);
+      if (this.gathered > 0) return;
+      if (pc.iceGatheringState === "complete") this.on.nothingGathered(this.errors, true);
+      if (pc.iceGatheringState === "gathering") this.gathering = setTimeout(() => this.gathered === 0 && this.on.nothingGathered(this.errors, false), GATHER_MS);
     });
     pc.addEventListener("connectionstatechange", () => this.changed());
     pc.addEventListener("iceconnectionstatechange", () => this.on.state(this.state));
@@ -110,6 +116,7 @@ export class Peer {
   }
 
   close() {
+    clearTimeout(this.gathering);
     this.pc.close();
     this.on.state("closed");
   }
