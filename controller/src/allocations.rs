@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use turn_core::{AllocationId, KeyRing, Record, credential};
@@ -128,6 +129,15 @@ impl Allocations {
     /// How many are stored, as last heard.
     pub fn count(&self) -> usize {
         self.inner.index.count()
+    }
+
+    /// Those made last, newest first. What has just ended or cannot be read is left out.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn newest(&self, limit: usize) -> Result<Vec<Found>, StoreError> {
+        let found = stream::iter(self.inner.index.newest(limit)).map(|id| self.get(id)).buffered(16);
+        found.try_filter_map(async |found| Ok(found)).try_collect().await
     }
 
     /// A page of those that match. `page_size` 0 is 100; more than 1,000 is 1,000.

@@ -112,14 +112,8 @@ struct OverloadConfig {
 
 impl Default for OverloadConfig {
     fn default() -> Self {
-        let Thresholds {
-            cpu_permille,
-            allocations_percent,
-        } = Thresholds::default();
-        Self {
-            cpu_permille,
-            allocations_percent,
-        }
+        let Thresholds { cpu_permille, allocations_percent } = Thresholds::default();
+        Self { cpu_permille, allocations_percent }
     }
 }
 
@@ -231,18 +225,11 @@ pub struct ConfigError {
 impl ConfigError {
     /// About `key`.
     pub fn new(key: impl Into<String>, why: impl Into<String>) -> Self {
-        Self {
-            origin: String::new(),
-            key: key.into(),
-            why: why.into(),
-        }
+        Self { origin: String::new(), key: key.into(), why: why.into() }
     }
 
     fn from(self, origin: impl Into<String>) -> Self {
-        Self {
-            origin: origin.into(),
-            ..self
-        }
+        Self { origin: origin.into(), ..self }
     }
 }
 
@@ -258,11 +245,7 @@ impl TryFrom<Config> for Settings {
                 ConfigError::new(key, "missing; gRPC is always mTLS (`turnctl ca issue` makes the files)")
             })
         };
-        check(
-            !config.realm.is_empty() && config.realm.chars().count() <= 127,
-            "realm",
-            "must be 1 to 127 characters",
-        )?;
+        check(!config.realm.is_empty() && config.realm.chars().count() <= 127, "realm", "must be 1 to 127 characters")?;
         check(
             !config.realm.chars().any(|c| c.is_control() || c == '"' || c == '\\'),
             "realm",
@@ -295,17 +278,10 @@ impl TryFrom<Config> for Settings {
             )?;
         }
         if let Err(error) = EnvFilter::try_new(&config.log) {
-            return Err(ConfigError::new(
-                "log",
-                format!("{error}; write e.g. \"info\" or \"info,controller=debug\""),
-            ));
+            return Err(ConfigError::new("log", format!("{error}; write e.g. \"info\" or \"info,controller=debug\"")));
         }
         Ok(Self {
-            id: name(
-                "id",
-                "a name for this replica, e.g. \"controller-1\"",
-                config.id.clone(),
-            )?,
+            id: name("id", "a name for this replica, e.g. \"controller-1\"", config.id.clone())?,
             terms: terms(&config)?,
             grpc: config.grpc,
             http: config.http,
@@ -341,11 +317,7 @@ impl TryFrom<StoreConfig> for StoreSettings {
             ));
         };
         let foreign = |key: &str, given: bool, kind: &str| {
-            check(
-                !given,
-                format!("store.{key}"),
-                format!("has no meaning for kind = {kind:?}"),
-            )
+            check(!given, format!("store.{key}"), format!("has no meaning for kind = {kind:?}"))
         };
         if kind == StoreKind::Embedded {
             foreign("endpoints", !config.endpoints.is_empty(), "embedded")?;
@@ -361,20 +333,12 @@ impl TryFrom<StoreConfig> for StoreSettings {
             return Ok(Self::Embedded { path });
         }
         foreign("path", config.path.is_some(), "etcd")?;
-        check(
-            !config.endpoints.is_empty(),
-            "store.endpoints",
-            "missing; write e.g. [\"https://etcd-0:2379\"]",
-        )?;
+        check(!config.endpoints.is_empty(), "store.endpoints", "missing; write e.g. [\"https://etcd-0:2379\"]")?;
         for (i, endpoint) in config.endpoints.iter().enumerate() {
             let is_url = endpoint
                 .parse::<axum::http::Uri>()
                 .is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some());
-            check(
-                is_url,
-                format!("store.endpoints[{i}]"),
-                format!("{endpoint:?} is not an http:// or https:// URL"),
-            )?;
+            check(is_url, format!("store.endpoints[{i}]"), format!("{endpoint:?} is not an http:// or https:// URL"))?;
         }
         check(
             config.ca.is_some() || !config.endpoints.iter().any(|endpoint| endpoint.starts_with("https:")),
@@ -405,14 +369,8 @@ fn both<A, B>(a_key: &str, a: Option<A>, b_key: &str, b: Option<B>) -> Result<Op
     match (a, b) {
         (Some(a), Some(b)) => Ok(Some((a, b))),
         (None, None) => Ok(None),
-        (Some(_), None) => Err(ConfigError::new(
-            b_key,
-            format!("missing, but {a_key} is set; set both or none"),
-        )),
-        (None, Some(_)) => Err(ConfigError::new(
-            a_key,
-            format!("missing, but {b_key} is set; set both or none"),
-        )),
+        (Some(_), None) => Err(ConfigError::new(b_key, format!("missing, but {a_key} is set; set both or none"))),
+        (None, Some(_)) => Err(ConfigError::new(a_key, format!("missing, but {b_key} is set; set both or none"))),
     }
 }
 
@@ -427,19 +385,11 @@ fn name(key: &str, what: &str, value: Option<String>) -> Result<String, ConfigEr
 }
 
 fn check_secrets(config: &Config) -> Result<(), ConfigError> {
-    check(
-        config.rest_secrets.len() <= 16,
-        "rest_secrets",
-        "holds more than 16 secrets",
-    )?;
+    check(config.rest_secrets.len() <= 16, "rest_secrets", "holds more than 16 secrets")?;
     let lists = [("rest_secrets", &config.rest_secrets), ("api_keys", &config.api_keys)];
     for (key, list) in lists {
         for (i, secret) in list.iter().enumerate() {
-            check(
-                (1..=256).contains(&secret.len()),
-                format!("{key}[{i}]"),
-                "must be 1 to 256 bytes",
-            )?;
+            check((1..=256).contains(&secret.len()), format!("{key}[{i}]"), "must be 1 to 256 bytes")?;
         }
     }
     let mut names = BTreeSet::new();
@@ -450,76 +400,30 @@ fn check_secrets(config: &Config) -> Result<(), ConfigError> {
             format!("static_users[{i}].username"),
             "must be 1 to 508 bytes",
         )?;
-        check(
-            !user.password.is_empty(),
-            format!("static_users[{i}].password"),
-            "must not be empty",
-        )?;
-        check(
-            names.insert(&user.username),
-            format!("static_users[{i}].username"),
-            "is there twice",
-        )?;
+        check(!user.password.is_empty(), format!("static_users[{i}].password"), "must not be empty")?;
+        check(names.insert(&user.username), format!("static_users[{i}].username"), "is there twice")?;
     }
     Ok(())
 }
 
 fn terms(config: &Config) -> Result<Terms, ConfigError> {
-    let home = name(
-        "region",
-        "the region for clients that ask for none, e.g. \"eu\"",
-        config.region.clone(),
-    )?;
+    let home = name("region", "the region for clients that ask for none, e.g. \"eu\"", config.region.clone())?;
     let mut distances = Distances::default();
     let mut pairs = BTreeSet::new();
     for (i, distance) in config.distances.iter().enumerate() {
         let key = format!("distances[{i}]");
-        check(
-            is_name(&distance.from),
-            format!("{key}.from"),
-            "is not the name of a region",
-        )?;
-        check(
-            is_name(&distance.to),
-            format!("{key}.to"),
-            "is not the name of a region",
-        )?;
-        check(
-            distance.from != distance.to,
-            &*key,
-            "joins a region to itself, which is always 0 ms",
-        )?;
+        check(is_name(&distance.from), format!("{key}.from"), "is not the name of a region")?;
+        check(is_name(&distance.to), format!("{key}.to"), "is not the name of a region")?;
+        check(distance.from != distance.to, &*key, "joins a region to itself, which is always 0 ms")?;
         let mut pair = [&distance.from, &distance.to];
         pair.sort();
-        check(
-            pairs.insert(pair),
-            &*key,
-            "gives a pair of regions a second distance; both directions are one pair",
-        )?;
+        check(pairs.insert(pair), &*key, "gives a pair of regions a second distance; both directions are one pair")?;
         distances.set(&distance.from, &distance.to, distance.ms);
     }
-    let OverloadConfig {
-        cpu_permille,
-        allocations_percent,
-    } = config.overload;
-    check(
-        (1..=1000).contains(&cpu_permille),
-        "overload.cpu_permille",
-        "must be 1 to 1000 thousandths",
-    )?;
-    check(
-        (1..=100).contains(&allocations_percent),
-        "overload.allocations_percent",
-        "must be 1 to 100 per cent",
-    )?;
-    Ok(Terms {
-        home,
-        distances,
-        thresholds: Thresholds {
-            cpu_permille,
-            allocations_percent,
-        },
-    })
+    let OverloadConfig { cpu_permille, allocations_percent } = config.overload;
+    check((1..=1000).contains(&cpu_permille), "overload.cpu_permille", "must be 1 to 1000 thousandths")?;
+    check((1..=100).contains(&allocations_percent), "overload.allocations_percent", "must be 1 to 100 per cent")?;
+    Ok(Terms { home, distances, thresholds: Thresholds { cpu_permille, allocations_percent } })
 }
 
 fn is_network(text: &str) -> bool {

@@ -1,2 +1,127 @@
-//! Placeholder.
-fn main() {}
+//! Arguments, wiring and exit codes of the controller.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use controller::api::console::Feed;
+use controller::api::grpc::Switch;
+use controller::config::{ConfigError, LogFormat, Settings};
+use controller::health::Health;
+use controller::replica::Opener;
+use controller::server::{self, Limits};
+use controller::{api, config, metrics, replica};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// sysexits.h: something is wrong with the configuration.
+const EX_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let matches = config::command().get_matches();
+    let (settings, tls, opener) = match prepare(&matches) {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(&error, EX_CONFIG),
+    };
+    if matches.get_flag("check-config") {
+        // Nobody to tell when standard output is closed.
+        let _ = writeln!(std::io::stdout(), "the configuration is good");
+        return ExitCode::SUCCESS;
+    }
+    start_logging(&settings);
+    match run(settings, tls, opener) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format_args!("{error:#}"), 1),
+    }
+}
+
+fn prepare(matches: &clap::ArgMatches) -> Result<(Settings, Arc<ServerConfig>, Opener), ConfigError> {
+    let settings = config::load(matches)?;
+    let tls = server::tls::load(&settings.tls, &settings.id)?;
+    let opener = Opener::new(&settings.store)?;
+    Ok((settings, tls, opener))
+}
+
+fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    // Nobody to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "controller: {error}");
+    ExitCode::from(code)
+}
+
+fn start_logging(settings: &Settings) {
+    let filter = EnvFilter::new(&settings.log);
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_env_filter(filter);
+    match settings.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+#[tokio::main]
+async fn run(settings: Settings, tls: Arc<ServerConfig>, opener: Opener) -> anyhow::Result<()> {
+    let prometheus = metrics::install().context("cannot record metrics")?;
+    let grpc_listener = server::bind("grpc", settings.grpc).await?;
+    let http_listener = server::bind("http", settings.http).await?;
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(id = settings.id, version, grpc = %settings.grpc, http = %settings.http, "the controller starts");
+    if settings.api_keys.is_empty() {
+        tracing::warn!("api_keys is empty: discovery and the console are open to all who reach the http address");
+    }
+
+    let shutdown = CancellationToken::new();
+    let health = Health::default();
+    let feed = Feed::new(shutdown.clone());
+    let limits = Limits::default();
+    let switch = Switch::new().await.context("cannot serve gRPC reflection")?;
+    let grpc = server::serve_grpc(grpc_listener, tls, switch.clone(), limits, shutdown.clone());
+    let grpc = tokio::spawn(grpc);
+    let router = api::http(health.clone(), &settings.cors_origins, feed.clone(), prometheus.clone());
+    let http = tokio::spawn(server::serve_http(http_listener, router, limits, shutdown.clone()));
+    let stop = tokio::spawn(stop_on_signal(shutdown.clone())?);
+
+    let joined = tokio::select! {
+        joined = replica::join(&opener, &settings, &health) => Some(joined?),
+        () = shutdown.cancelled() => None,
+    };
+    if let Some(replica) = joined {
+        switch.open(&replica, shutdown.clone()).await;
+        health.ready(replica.clone());
+        tracing::info!(
+            store = replica.store_kind,
+            nodes = replica.fleet.snapshot().nodes.len(),
+            "the controller is ready"
+        );
+        let upkeep = async {
+            loop {
+                tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+                prometheus.run_upkeep();
+            }
+        };
+        tokio::select! {
+            ((), ()) = async { tokio::join!(feed.run(replica.clone()), replica.watch_store(shutdown.clone())) } => {}
+            () = upkeep => {}
+        }
+    }
+    let (grpc, http, stop) = tokio::join!(grpc, http, stop);
+    grpc.and(http).and(stop).context("a server broke")?;
+    tracing::info!("the controller has stopped");
+    Ok(())
+}
+
+/// Ends the process in order on SIGTERM or SIGINT.
+fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("the controller stops: open calls get a few seconds");
+        shutdown.cancel();
+    })
+}

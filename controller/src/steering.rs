@@ -121,24 +121,15 @@ impl Choice {
         let count = |outcome| self.considered.iter().filter(|node| node.outcome == outcome).count();
         let reasons: Vec<String> = [
             (count(Outcome::Unfit(NodeState::Draining)), "draining"),
-            (
-                count(Outcome::Unfit(NodeState::Suspect)),
-                "suspect (no connection to a controller)",
-            ),
-            (
-                count(Outcome::NoTransport),
-                "without a listener for the transports asked for",
-            ),
+            (count(Outcome::Unfit(NodeState::Suspect)), "suspect (no connection to a controller)"),
+            (count(Outcome::NoTransport), "without a listener for the transports asked for"),
         ]
         .into_iter()
         .filter(|(nodes, _)| *nodes > 0)
         .map(|(nodes, why)| format!("{nodes} {why}"))
         .collect();
         let known = self.considered.len();
-        Some(format!(
-            "no relay can be offered: of {known} known, {}",
-            reasons.join(", ")
-        ))
+        Some(format!("no relay can be offered: of {known} known, {}", reasons.join(", ")))
     }
 }
 
@@ -149,11 +140,8 @@ impl Choice {
 /// node is ready.
 pub fn choose(snapshot: &Snapshot, terms: &Terms, query: &Query, picks: &mut OwnPicks, seed: u64) -> Choice {
     let origin = origin(snapshot, terms, query);
-    let mut candidates: Vec<Candidate<'_>> = snapshot
-        .nodes
-        .values()
-        .map(|node| Candidate::new(node, origin, terms, query, picks))
-        .collect();
+    let mut candidates: Vec<Candidate<'_>> =
+        snapshot.nodes.values().map(|node| Candidate::new(node, origin, terms, query, picks)).collect();
 
     let mut random = seed;
     for place in 1..=query.limit.clamp(1, MAX_LIMIT) {
@@ -164,11 +152,7 @@ pub fn choose(snapshot: &Snapshot, terms: &Terms, query: &Query, picks: &mut Own
     }
 
     // A ready node's score is told against the best of the ready ones, a leftover overloaded one's against nothing.
-    let best = candidates
-        .iter()
-        .filter(|c| c.state == NodeState::Ready && c.fits())
-        .map(|c| c.score_ms)
-        .min();
+    let best = candidates.iter().filter(|c| c.state == NodeState::Ready && c.fits()).map(|c| c.score_ms).min();
     let mut chosen: Vec<(usize, Relay)> = Vec::new();
     let mut considered = Vec::with_capacity(candidates.len());
     for candidate in candidates {
@@ -180,11 +164,7 @@ pub fn choose(snapshot: &Snapshot, terms: &Terms, query: &Query, picks: &mut Own
         considered.push(candidate.considered(outcome));
     }
     chosen.sort_by_key(|(place, _)| *place);
-    Choice {
-        origin: origin.to_owned(),
-        relays: chosen.into_iter().map(|(_, relay)| relay).collect(),
-        considered,
-    }
+    Choice { origin: origin.to_owned(), relays: chosen.into_iter().map(|(_, relay)| relay).collect(), considered }
 }
 
 /// An unknown name would be equally far from every node: the home region tells more.
@@ -247,9 +227,7 @@ impl<'a> Candidate<'a> {
         }
         match (self.state, best) {
             (NodeState::Overloaded, Some(_)) => Outcome::Unfit(NodeState::Overloaded),
-            (_, Some(best)) if self.score_ms > best + NEAR_MS => Outcome::Farther {
-                by_ms: self.score_ms - best,
-            },
+            (_, Some(best)) if self.score_ms > best + NEAR_MS => Outcome::Farther { by_ms: self.score_ms - best },
             _ => Outcome::NotDrawn,
         }
     }
@@ -280,21 +258,14 @@ impl<'a> Candidate<'a> {
 
 /// Index of the next relay to answer with.
 fn draw(candidates: &[Candidate<'_>], random: &mut u64) -> Option<usize> {
-    let ready: Vec<usize> = (0..candidates.len())
-        .filter(|i| candidates[*i].open(NodeState::Ready))
-        .collect();
+    let ready: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].open(NodeState::Ready)).collect();
     let Some(best) = ready.iter().map(|i| candidates[*i].score_ms).min() else {
-        let a_ready_one_was_chosen = candidates
-            .iter()
-            .any(|c| c.state == NodeState::Ready && c.outcome.is_some());
+        let a_ready_one_was_chosen = candidates.iter().any(|c| c.state == NodeState::Ready && c.outcome.is_some());
         return (0..candidates.len())
             .filter(|i| !a_ready_one_was_chosen && candidates[*i].open(NodeState::Overloaded))
             .min_by_key(|i| (candidates[*i].load, candidates[*i].distance_ms));
     };
-    let near: Vec<usize> = ready
-        .into_iter()
-        .filter(|i| candidates[*i].score_ms <= best + NEAR_MS)
-        .collect();
+    let near: Vec<usize> = ready.into_iter().filter(|i| candidates[*i].score_ms <= best + NEAR_MS).collect();
     let first = below(near.len(), random);
     if near.len() == 1 {
         return Some(near[first]);
@@ -302,11 +273,7 @@ fn draw(candidates: &[Candidate<'_>], random: &mut u64) -> Option<usize> {
     // Any other than the first, each as likely.
     let second = (first + 1 + below(near.len() - 1, random)) % near.len();
     let (first, second) = (near[first], near[second]);
-    Some(if candidates[second].load < candidates[first].load {
-        second
-    } else {
-        first
-    })
+    Some(if candidates[second].load < candidates[first].load { second } else { first })
 }
 
 /// A number below `bound` (which is small and not 0), by splitmix64.
@@ -357,11 +324,7 @@ pub struct Steering {
 impl Steering {
     /// Steering by `terms`; `seed` should differ from replica to replica.
     pub fn new(terms: Terms, seed: u64) -> Self {
-        Self {
-            terms,
-            picks: Mutex::default(),
-            seed: AtomicU64::new(seed),
-        }
+        Self { terms, picks: Mutex::default(), seed: AtomicU64::new(seed) }
     }
 
     /// The distances, thresholds and home region in use.
@@ -378,7 +341,7 @@ impl Steering {
 }
 
 /// A region at a glance.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
 pub struct RegionView {
     /// Its name.
     pub name: String,

@@ -71,6 +71,17 @@ impl Index {
         self.lock().get(&id).map(|known| known.relay_address)
     }
 
+    /// The ids made last, newest first.
+    pub(super) fn newest(&self, limit: usize) -> Vec<AllocationId> {
+        let mut ids: Vec<AllocationId> = self.lock().keys().copied().collect();
+        if limit < ids.len() {
+            ids.select_nth_unstable_by(limit, |a, b| b.cmp(a));
+            ids.truncate(limit);
+        }
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<AllocationId, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -27,18 +27,10 @@ const KEYS: &[(&str, Form, &str)] = &[
     ("id", Form::Text, "Name of this replica"),
     ("region", Form::Text, "Region for clients that ask for none"),
     ("grpc", Form::Text, "Address of gRPC, always mTLS [127.0.0.1:9443]"),
-    (
-        "http",
-        Form::Text,
-        "Address of HTTP: discovery, console, metrics [127.0.0.1:8080]",
-    ),
+    ("http", Form::Text, "Address of HTTP: discovery, console, metrics [127.0.0.1:8080]"),
     ("tls", Form::Toml, "{ca, certificate, key}"),
     ("tls.ca", Form::Text, "PEM file of the cluster's CA"),
-    (
-        "tls.certificate",
-        Form::Text,
-        "PEM file of this controller's certificate",
-    ),
+    ("tls.certificate", Form::Text, "PEM file of this controller's certificate"),
     ("tls.key", Form::Text, "PEM file of its private key"),
     ("store", Form::Toml, "{kind, ...}"),
     ("store.kind", Form::Text, "embedded or etcd"),
@@ -46,61 +38,30 @@ const KEYS: &[(&str, Form, &str)] = &[
     ("store.endpoints", Form::List, "URLs of etcd's members"),
     ("store.prefix", Form::Text, "Prefix of every key in etcd [turnpike/]"),
     ("store.ca", Form::Text, "PEM file of etcd's CA"),
-    (
-        "store.certificate",
-        Form::Text,
-        "PEM file of the certificate shown to etcd",
-    ),
+    ("store.certificate", Form::Text, "PEM file of the certificate shown to etcd"),
     ("store.key", Form::Text, "PEM file of its private key"),
     ("store.user", Form::Text, "User at etcd"),
     ("store.password", Form::Text, "Password at etcd"),
     ("realm", Form::Text, "TURN realm of the cluster [turnpike]"),
-    (
-        "rest_secrets",
-        Form::List,
-        "TURN REST secrets, newest first [made at the first start]",
-    ),
+    ("rest_secrets", Form::List, "TURN REST secrets, newest first [made at the first start]"),
     ("static_users", Form::Toml, "[{username, password}, ...]"),
-    (
-        "api_keys",
-        Form::List,
-        "Keys for HTTP discovery and the console [open to all]",
-    ),
+    ("api_keys", Form::List, "Keys for HTTP discovery and the console [open to all]"),
     ("credential_ttl", Form::Number, "Seconds a credential lives [86400]"),
     ("cors_origins", Form::List, "Origins whose pages may ask [*]"),
     ("distances", Form::Toml, "[{from, to, ms}, ...]"),
-    (
-        "user_quota",
-        Form::Number,
-        "Allocations of one user on one relay, 0 is no limit [0]",
-    ),
-    (
-        "denied_peers",
-        Form::List,
-        "Peer networks denied beyond the built-in list",
-    ),
+    ("user_quota", Form::Number, "Allocations of one user on one relay, 0 is no limit [0]"),
+    ("denied_peers", Form::List, "Peer networks denied beyond the built-in list"),
     ("lease", Form::Number, "Seconds a silent relay stays a member [5]"),
     ("overload", Form::Toml, "{cpu_permille, allocations_percent}"),
-    (
-        "overload.cpu_permille",
-        Form::Number,
-        "A relay busier than this is overloaded [850]",
-    ),
-    (
-        "overload.allocations_percent",
-        Form::Number,
-        "A relay fuller than this is overloaded [90]",
-    ),
+    ("overload.cpu_permille", Form::Number, "A relay busier than this is overloaded [850]"),
+    ("overload.allocations_percent", Form::Number, "A relay fuller than this is overloaded [90]"),
     ("log", Form::Text, "Log filter [info]"),
     ("log_format", Form::Text, "text or json [text]"),
 ];
 
 /// The command line.
 pub fn command() -> Command {
-    let config = Arg::new("config")
-        .long("config")
-        .value_name("FILE")
-        .env(variable("config"));
+    let config = Arg::new("config").long("config").value_name("FILE").env(variable("config"));
     let command = Command::new("controller")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Turnpike's control plane: fleet, steering, discovery, console")
@@ -113,12 +74,7 @@ pub fn command() -> Command {
         );
     KEYS.iter().fold(command, |command, (key, _, help)| {
         command.arg(
-            Arg::new(*key)
-                .long(flag(key))
-                .env(variable(key))
-                .hide_env_values(true)
-                .value_name("VALUE")
-                .help(*help),
+            Arg::new(*key).long(flag(key)).env(variable(key)).hide_env_values(true).value_name("VALUE").help(*help),
         )
     })
 }
@@ -146,14 +102,9 @@ pub fn load(matches: &ArgMatches) -> Result<Settings, ConfigError> {
     let in_file = file.map(|path| format!("{path}: ")).unwrap_or_default();
     let located = |error: ConfigError| {
         let overriding = origins.iter().filter(|(key, _)| {
-            error
-                .key
-                .strip_prefix(**key)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            error.key.strip_prefix(**key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         });
-        let origin = overriding
-            .max_by_key(|(key, _)| key.len())
-            .map_or(&in_file, |(_, origin)| origin);
+        let origin = overriding.max_by_key(|(key, _)| key.len()).map_or(&in_file, |(_, origin)| origin);
         error.from(origin)
     };
     let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
@@ -189,18 +140,12 @@ fn value(form: Form, text: &str) -> Result<Value, String> {
     let toml = |text: &str| {
         let table: Table = toml::from_str(&format!("value = {text}"))
             .map_err(|error| format!("is not TOML: {}", error.message().replace('\n', " ")))?;
-        table
-            .get("value")
-            .cloned()
-            .ok_or_else(|| "is not one TOML value".to_owned())
+        table.get("value").cloned().ok_or_else(|| "is not one TOML value".to_owned())
     };
     match form {
         Form::Text => Ok(Value::String(text.to_owned())),
         Form::Number => {
-            let number = text
-                .trim()
-                .parse()
-                .map_err(|_| format!("{text:?} is not a whole number"))?;
+            let number = text.trim().parse().map_err(|_| format!("{text:?} is not a whole number"))?;
             Ok(Value::Integer(number))
         }
         Form::List if !text.trim_start().starts_with('[') => {
@@ -275,15 +220,7 @@ mod tests {
         assert_eq!(settings.api_keys, ["a,b"]);
         assert_eq!(settings.credential_ttl.as_secs(), 60);
         assert_eq!(settings.log_format, LogFormat::Json);
-        let StoreSettings::Etcd {
-            endpoints,
-            user,
-            prefix,
-            ..
-        } = settings.store
-        else {
-            panic!("not etcd")
-        };
+        let StoreSettings::Etcd { endpoints, user, prefix, .. } = settings.store else { panic!("not etcd") };
         assert_eq!(endpoints, ["http://a:2379", "http://b:2379"]);
         assert_eq!(user, Some(("u".to_owned(), "p".to_owned())));
         assert_eq!(prefix, "turnpike/");
@@ -292,56 +229,21 @@ mod tests {
     #[test]
     fn what_is_wrong_is_one_line_with_the_key() {
         let cases: &[(&str, &str, &[&str], &str)] = &[
-            (
-                "unknown key",
-                "grcp = 1",
-                &[],
-                "FILE: grcp: is not a key of this program",
-            ),
+            ("unknown key", "grcp = 1", &[], "FILE: grcp: is not a key of this program"),
             (
                 "unknown key in a table",
                 "",
                 &["--store={kind=\"embedded\", pth=1}"],
                 "--store: store.pth: is not a key of this program",
             ),
-            (
-                "wrong type",
-                "lease = \"x\"",
-                &[],
-                "FILE: lease: invalid type: string \"x\", expected u32",
-            ),
+            ("wrong type", "lease = \"x\"", &[], "FILE: lease: invalid type: string \"x\", expected u32"),
             ("out of range", "lease = 1", &[], "FILE: lease: must be 2 to 60 seconds"),
-            (
-                "flag out of range",
-                "",
-                &["--lease=1"],
-                "--lease: lease: must be 2 to 60 seconds",
-            ),
-            (
-                "flag that is no number",
-                "",
-                &["--lease=x"],
-                "--lease: lease: \"x\" is not a whole number",
-            ),
-            (
-                "no address",
-                "http = \"here\"",
-                &[],
-                "FILE: http: invalid socket address syntax",
-            ),
-            (
-                "one port for two",
-                "http = \"127.0.0.1:9443\"",
-                &[],
-                "FILE: http: must be another address than grpc",
-            ),
+            ("flag out of range", "", &["--lease=1"], "--lease: lease: must be 2 to 60 seconds"),
+            ("flag that is no number", "", &["--lease=x"], "--lease: lease: \"x\" is not a whole number"),
+            ("no address", "http = \"here\"", &[], "FILE: http: invalid socket address syntax"),
+            ("one port for two", "http = \"127.0.0.1:9443\"", &[], "FILE: http: must be another address than grpc"),
             ("name", "", &["--id=a/b"], "--id: id: \"a/b\" must be 1 to 63"),
-            (
-                "kind",
-                "",
-                &["--store-kind=files"],
-                "--store-kind: store.kind: unknown variant `files`",
-            ),
+            ("kind", "", &["--store-kind=files"], "--store-kind: store.kind: unknown variant `files`"),
             (
                 "foreign key",
                 "",
@@ -354,18 +256,8 @@ mod tests {
                 &["--store={kind=\"etcd\",endpoints=[\"http://a\"],user=\"u\"}"],
                 "--store: store.password: missing",
             ),
-            (
-                "network",
-                "denied_peers = [\"10.0.0.0/33\"]",
-                &[],
-                "FILE: denied_peers[0]: \"10.0.0.0/33\" is not",
-            ),
-            (
-                "origin",
-                "cors_origins = [\"example.org\"]",
-                &[],
-                "FILE: cors_origins[0]: \"example.org\" is not",
-            ),
+            ("network", "denied_peers = [\"10.0.0.0/33\"]", &[], "FILE: denied_peers[0]: \"10.0.0.0/33\" is not"),
+            ("origin", "cors_origins = [\"example.org\"]", &[], "FILE: cors_origins[0]: \"example.org\" is not"),
             ("syntax", "realm = ", &[], "FILE: config: line 8: "),
             ("log", "log = \"info,=\"", &[], "FILE: log: "),
             (
@@ -374,18 +266,8 @@ mod tests {
                 &["--distances=[{from=\"a\",to=\"b\",ms=1},{from=\"b\",to=\"a\",ms=2}]"],
                 "--distances: distances[1]: gives a pair",
             ),
-            (
-                "nested type",
-                "",
-                &["--distances=[{from=\"a\",to=\"b\",ms=-1}]"],
-                "--distances: distances[0].ms: ",
-            ),
-            (
-                "threshold",
-                "overload = { cpu_permille = 1001 }",
-                &[],
-                "FILE: overload.cpu_permille: must be",
-            ),
+            ("nested type", "", &["--distances=[{from=\"a\",to=\"b\",ms=-1}]"], "--distances: distances[0].ms: "),
+            ("threshold", "overload = { cpu_permille = 1001 }", &[], "FILE: overload.cpu_permille: must be"),
             (
                 "user twice",
                 "static_users = [{username=\"a\",password=\"b\"},{username=\"a\",password=\"c\"}]",
@@ -394,29 +276,15 @@ mod tests {
             ),
         ];
         for (what, text, flags, expected) in cases {
-            let error = load_text(&format!("{GOOD}\n{text}"), flags)
-                .err()
-                .expect(what)
-                .to_string();
-            assert!(
-                error.starts_with(expected),
-                "{what}: {error:?} does not begin with {expected:?}"
-            );
+            let error = load_text(&format!("{GOOD}\n{text}"), flags).err().expect(what).to_string();
+            assert!(error.starts_with(expected), "{what}: {error:?} does not begin with {expected:?}");
             assert!(!error.contains('\n'), "{what}: {error:?} is more than a line");
         }
     }
 
     #[test]
     fn what_is_needed_is_asked_for() {
-        for key in [
-            "id",
-            "region",
-            "tls.ca",
-            "tls.certificate",
-            "tls.key",
-            "store.kind",
-            "store.path",
-        ] {
+        for key in ["id", "region", "tls.ca", "tls.certificate", "tls.key", "store.kind", "store.path"] {
             let mut table: Table = toml::from_str(GOOD).expect("good");
             match key.split_once('.') {
                 None => drop(table.remove(key)),
@@ -432,12 +300,8 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("written");
         let path = file.path().to_str().expect("UTF-8").to_owned();
-        let arguments = ["controller", "--config", &path]
-            .into_iter()
-            .chain(flags.iter().copied());
-        load(&command().get_matches_from(arguments)).map_err(|error| ConfigError {
-            origin: error.origin.replace(&path, "FILE"),
-            ..error
-        })
+        let arguments = ["controller", "--config", &path].into_iter().chain(flags.iter().copied());
+        load(&command().get_matches_from(arguments))
+            .map_err(|error| ConfigError { origin: error.origin.replace(&path, "FILE"), ..error })
     }
 }

@@ -19,11 +19,7 @@ pub(super) fn state(node: &NodeView, thresholds: &Thresholds, picks: u64) -> Nod
     let allocations = u128::from(node.load.allocations) + u128::from(picks);
     let most = u128::from(node.record.max_allocations);
     let filled = most > 0 && allocations * 100 >= most * u128::from(thresholds.allocations_percent);
-    if state == NodeState::Ready && filled {
-        NodeState::Overloaded
-    } else {
-        state
-    }
+    if state == NodeState::Ready && filled { NodeState::Overloaded } else { state }
 }
 
 /// Processor of the busiest worker plus allocations over what the node can carry. A sum, so that a fresh pick shows
@@ -75,7 +71,6 @@ impl OwnPicks {
         }
         let picks = self.since_report(node) + 1;
         let reported_at = node.load.reported_at;
-        self.0
-            .insert(node.record.node_id.clone(), SinceReport { reported_at, picks });
+        self.0.insert(node.record.node_id.clone(), SinceReport { reported_at, picks });
     }
 }

@@ -26,21 +26,13 @@ pub struct Query {
 
 impl Default for Query {
     fn default() -> Self {
-        Self {
-            region: None,
-            transports: BTreeSet::new(),
-            limit: DEFAULT_LIMIT,
-        }
+        Self { region: None, transports: BTreeSet::new(), limit: DEFAULT_LIMIT }
     }
 }
 
 impl Query {
     pub(super) fn wants(&self, transport: Transport) -> bool {
-        if self.transports.is_empty() {
-            transport != Transport::Dtls
-        } else {
-            self.transports.contains(&transport)
-        }
+        if self.transports.is_empty() { transport != Transport::Dtls } else { self.transports.contains(&transport) }
     }
 }
 

@@ -11,18 +11,8 @@ fn the_asked_region_comes_first_then_the_nearest() {
     let cases: &[(&str, Option<&str>, &[&str], &str)] = &[
         ("asked", Some("us"), &["us-1", "eu-1", "ap-1"], "us"),
         ("home when none is asked", None, &["eu-1", "us-1", "ap-1"], "eu"),
-        (
-            "home when an unknown one is asked",
-            Some("mars"),
-            &["eu-1", "us-1", "ap-1"],
-            "eu",
-        ),
-        (
-            "known by the table, without nodes",
-            Some("sa"),
-            &["us-1", "ap-1", "eu-1"],
-            "us",
-        ),
+        ("home when an unknown one is asked", Some("mars"), &["eu-1", "us-1", "ap-1"], "eu"),
+        ("known by the table, without nodes", Some("sa"), &["us-1", "ap-1", "eu-1"], "us"),
     ];
     for (what, region, expected, served) in cases {
         let choice = choose(&fleet, &terms(), &query(*region, 3), &mut OwnPicks::default(), 7);
@@ -32,11 +22,7 @@ fn the_asked_region_comes_first_then_the_nearest() {
         ids[1..].sort_unstable();
         expected[1..].sort_unstable();
         if *region != Some("sa") {
-            assert_eq!(
-                self::ids(&choice),
-                ids_by_distance(&choice),
-                "{what}: in order of distance"
-            );
+            assert_eq!(self::ids(&choice), ids_by_distance(&choice), "{what}: in order of distance");
         }
         assert_eq!(ids, expected, "{what}");
         assert_eq!(choice.region(), *served, "{what}");
@@ -55,18 +41,9 @@ fn draining_suspect_and_overloaded_nodes_are_left_out_with_the_reason() {
     full.record.max_allocations = 10;
     full.load.allocations = 9;
     let far = node("e", "us");
-    let choice = choose(
-        &fleet([draining, suspect, hot, full, far]),
-        &terms(),
-        &query(None, 5),
-        &mut OwnPicks::default(),
-        1,
-    );
-    let outcomes: Vec<String> = choice
-        .considered
-        .iter()
-        .map(|c| format!("{}: {}", c.node_id, c.outcome))
-        .collect();
+    let choice =
+        choose(&fleet([draining, suspect, hot, full, far]), &terms(), &query(None, 5), &mut OwnPicks::default(), 1);
+    let outcomes: Vec<String> = choice.considered.iter().map(|c| format!("{}: {}", c.node_id, c.outcome)).collect();
     assert_eq!(
         outcomes,
         [
@@ -138,10 +115,7 @@ fn uris_are_those_of_rfc_7065_ipv4_first() {
     .to_vec();
     let fleet = fleet([node]);
     let uris = |transports: &[Transport]| {
-        let query = Query {
-            transports: transports.iter().copied().collect(),
-            ..Query::default()
-        };
+        let query = Query { transports: transports.iter().copied().collect(), ..Query::default() };
         let mut choice = choose(&fleet, &terms(), &query, &mut OwnPicks::default(), 0);
         choice.relays.pop().expect("one relay").uris
     };
@@ -177,10 +151,7 @@ fn a_burst_spreads() {
             assert_eq!(counts.len(), 3, "limit {limit}: {counts:?}");
             for (node, picks) in &counts {
                 let off = (f64::from(*picks) - share).abs() / share;
-                assert!(
-                    off < 0.15,
-                    "limit {limit}: {node} got {picks} of {share:.0}: {counts:?}"
-                );
+                assert!(off < 0.15, "limit {limit}: {node} got {picks} of {share:.0}: {counts:?}");
             }
         }
     }
@@ -204,9 +175,8 @@ fn picks_fill_a_node_to_its_limit() {
     small.record.max_allocations = 10;
     let fleet = fleet([small, node("b", "us")]);
     let mut picks = OwnPicks::default();
-    let answers: Vec<_> = (0..12)
-        .map(|seed| ids(&choose(&fleet, &terms(), &query(None, 1), &mut picks, seed))[0].to_owned())
-        .collect();
+    let answers: Vec<_> =
+        (0..12).map(|seed| ids(&choose(&fleet, &terms(), &query(None, 1), &mut picks, seed))[0].to_owned()).collect();
     // The penalty for load sends clients away before the limit of 90 % does; beyond it nobody is sent there.
     let small = answers.iter().filter(|id| *id == "a").count();
     assert!((8..=9).contains(&small), "{answers:?}");
@@ -302,9 +272,7 @@ fn any_node() -> impl Strategy<Value = NodeView> {
             node.load.draining = draining;
             node.load.suspect = suspect;
             if !tcp {
-                node.record
-                    .listeners
-                    .retain(|listener| listener.transport != Transport::Tcp);
+                node.record.listeners.retain(|listener| listener.transport != Transport::Tcp);
             }
             node
         })
@@ -321,11 +289,7 @@ fn ids_by_distance(choice: &Choice) -> Vec<&str> {
 }
 
 fn query(region: Option<&str>, limit: usize) -> Query {
-    Query {
-        region: region.map(str::to_owned),
-        limit,
-        ..Query::default()
-    }
+    Query { region: region.map(str::to_owned), limit, ..Query::default() }
 }
 
 fn terms() -> Terms {
@@ -334,20 +298,11 @@ fn terms() -> Terms {
     distances.set("eu", "ap", 250);
     distances.set("us", "ap", 160);
     distances.set("sa", "us", 120);
-    Terms {
-        home: "eu".to_owned(),
-        distances,
-        thresholds: Thresholds::default(),
-    }
+    Terms { home: "eu".to_owned(), distances, thresholds: Thresholds::default() }
 }
 
 fn fleet<const N: usize>(nodes: [NodeView; N]) -> Snapshot {
-    Snapshot {
-        nodes: nodes
-            .into_iter()
-            .map(|node| (node.record.node_id.clone(), node))
-            .collect(),
-    }
+    Snapshot { nodes: nodes.into_iter().map(|node| (node.record.node_id.clone(), node)).collect() }
 }
 
 fn node(id: &str, region: &str) -> NodeView {
@@ -376,8 +331,5 @@ fn node(id: &str, region: &str) -> NodeView {
 }
 
 fn listener(transport: Transport, address: &str) -> NodeListener {
-    NodeListener {
-        transport,
-        address: address.parse().expect("literal"),
-    }
+    NodeListener { transport, address: address.parse().expect("literal") }
 }

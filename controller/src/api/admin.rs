@@ -1,0 +1,291 @@
+//! The gRPC service `Admin`: decodes, asks the fleet and the allocations, encodes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use turn_core::{AllocationId, Transport};
+use turnpike_proto::v1;
+use turnpike_proto::v1::admin_server::Admin;
+
+use super::view::reason;
+use crate::allocations::{AllocationChange, AllocationEvent, Filter, Found, ListError};
+use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView};
+use crate::identity::{Role, require};
+use crate::replica::Replica;
+use crate::steering::regions;
+use crate::store::StoreError;
+
+/// The service.
+#[derive(Clone)]
+pub struct AdminService {
+    replica: Arc<Replica>,
+    shutdown: CancellationToken,
+}
+
+impl AdminService {
+    /// Answers from `replica`; event streams end at `shutdown`.
+    pub fn new(replica: Arc<Replica>, shutdown: CancellationToken) -> Self {
+        Self { replica, shutdown }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        let replica = &self.replica;
+        let store = replica.store_status().await;
+        let snapshot = replica.fleet.snapshot();
+        let thresholds = replica.fleet.thresholds();
+        let regions = regions(&snapshot, thresholds);
+
+        let mut warnings = Vec::new();
+        if let Err(error) = &store {
+            warnings.push(format!("{error}; relays go on without it, and discovery answers from memory"));
+        }
+        if snapshot.nodes.is_empty() {
+            warnings.push("no relay has joined".to_owned());
+        }
+        let without = regions.iter().filter(|region| region.healthy == 0);
+        warnings.extend(without.map(|region| format!("region {} has no ready relay", region.name)));
+        let unready = snapshot.nodes.values().filter(|node| node.state(thresholds) != NodeState::Ready);
+        warnings.extend(unready.map(|node| {
+            let state = node.state(thresholds);
+            format!("relay {} is {state}: {}", node.record.node_id, reason(node, thresholds))
+        }));
+
+        Ok(Response::new(v1::StatusResponse {
+            controller_id: replica.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store: replica.store_kind.to_owned(),
+            store_healthy: store.is_ok(),
+            store_version: store.map(|status| status.version).unwrap_or_default(),
+            nodes: count(snapshot.nodes.len()),
+            healthy_nodes: regions.iter().map(|region| region.healthy).sum(),
+            regions: count(regions.len()),
+            allocations: snapshot.nodes.values().map(|node| node.load.allocations).sum(),
+            uptime_seconds: replica.started.elapsed().as_secs(),
+            warnings,
+        }))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        let region = request.into_inner().region;
+        let snapshot = self.replica.fleet.snapshot();
+        let wanted = snapshot.nodes.values().filter(|node| region.is_empty() || node.record.region == region);
+        let nodes = wanted.map(|node| self.node(node)).collect();
+        Ok(Response::new(v1::ListNodesResponse { nodes }))
+    }
+
+    async fn list_allocations(
+        &self,
+        request: Request<v1::ListAllocationsRequest>,
+    ) -> Result<Response<v1::ListAllocationsResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        let request = request.into_inner();
+        let filter = Filter {
+            node_id: Some(request.node_id).filter(|id| !id.is_empty()),
+            region: Some(request.region).filter(|region| !region.is_empty()),
+            user: Some(request.user).filter(|user| !user.is_empty()),
+        };
+        let size = usize::try_from(request.page_size).unwrap_or(usize::MAX);
+        let listed = self.replica.allocations.list(&filter, size, &request.page_token).await;
+        let listed = listed.map_err(|error| match error {
+            ListError::Token => Status::invalid_argument(error.to_string()),
+            ListError::Store(error) => refusal(&error),
+        })?;
+        Ok(Response::new(v1::ListAllocationsResponse {
+            allocations: listed.allocations.into_iter().map(allocation).collect(),
+            next_page_token: listed.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn get_allocation(
+        &self,
+        request: Request<v1::GetAllocationRequest>,
+    ) -> Result<Response<v1::Allocation>, Status> {
+        require(&request, Role::Viewer)?;
+        let id = allocation_id(&request.into_inner().id)?;
+        let found = self.replica.allocations.get(id).await.map_err(|error| refusal(&error))?;
+        let found = found.ok_or_else(|| not_found(id))?;
+        Ok(Response::new(allocation(found)))
+    }
+
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
+
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        require(&request, Role::Viewer)?;
+        let nodes = BroadcastStream::new(self.replica.fleet.subscribe());
+        let nodes = nodes.map(|event| event.map(node_event).map_err(|error| fell_behind(&error)));
+        let allocations = BroadcastStream::new(self.replica.allocations.subscribe());
+        let replica = self.replica.clone();
+        let allocations = allocations.map(move |event| {
+            let event = event.map_err(|error| fell_behind(&error))?;
+            Ok(allocation_event(event, &replica))
+        });
+        let shutdown = self.shutdown.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(stream::select(nodes, allocations).take_until(shutdown))))
+    }
+
+    async fn revoke_allocation(
+        &self,
+        request: Request<v1::RevokeAllocationRequest>,
+    ) -> Result<Response<v1::RevokeAllocationResponse>, Status> {
+        let caller = require(&request, Role::Operator)?;
+        let id = allocation_id(&request.into_inner().id)?;
+        if !self.replica.allocations.revoke(id).await.map_err(|error| refusal(&error))? {
+            return Err(not_found(id));
+        }
+        tracing::info!(%caller, allocation = id.to_text(), "an allocation is revoked");
+        Ok(Response::new(v1::RevokeAllocationResponse {}))
+    }
+}
+
+impl AdminService {
+    fn node(&self, node: &NodeView) -> v1::Node {
+        let NodeView { record, epoch, load } = node;
+        let state = match node.state(self.replica.fleet.thresholds()) {
+            NodeState::Ready => v1::NodeState::Ready,
+            NodeState::Draining => v1::NodeState::Draining,
+            NodeState::Overloaded => v1::NodeState::Overloaded,
+            NodeState::Suspect => v1::NodeState::Suspect,
+        };
+        let listener = |listener: &crate::fleet::NodeListener| v1::Listener {
+            transport: transport(listener.transport).into(),
+            address: listener.address.to_string(),
+        };
+        v1::Node {
+            node_id: record.node_id.clone(),
+            region: record.region.clone(),
+            zone: record.zone.clone(),
+            version: record.version.clone(),
+            relay_address: record.relay_address.to_string(),
+            listeners: record.listeners.iter().map(listener).collect(),
+            epoch: *epoch,
+            state: state.into(),
+            load: Some(v1::Load {
+                allocations: load.allocations,
+                packets: load.packets,
+                bytes: load.bytes,
+                busiest_worker_permille: load.busiest_worker_permille,
+                dropped: load.dropped,
+                draining: load.draining,
+                bytes_per_second: load.bytes_per_second,
+            }),
+            workers: record.workers,
+            registered_at: record.registered_at,
+            last_report_at: load.reported_at,
+        }
+    }
+}
+
+fn allocation(found: Found) -> v1::Allocation {
+    let Found { record, node_id, region } = found;
+    v1::Allocation {
+        id: record.id.to_text(),
+        node_id,
+        region,
+        relay_address: record.relay_address.to_string(),
+        username: record.username,
+        client: record.five_tuple.client.to_string(),
+        server: record.five_tuple.server.to_string(),
+        transport: transport(record.five_tuple.transport).into(),
+        relayed: record.relayed.iter().map(|relayed| relayed.advertised.to_string()).collect(),
+        permissions: record
+            .permissions
+            .into_iter()
+            .map(|(peer, expires_at)| v1::Permission { peer_ip: peer.to_string(), expires_at })
+            .collect(),
+        channels: record
+            .channels
+            .into_iter()
+            .map(|(number, peer, expires_at)| v1::Channel {
+                number: number.into(),
+                peer: peer.socket_addr().to_string(),
+                expires_at,
+            })
+            .collect(),
+        created_at: record.created_at,
+        expires_at: record.expires_at,
+        epoch: record.epoch,
+        sequence: record.sequence,
+    }
+}
+
+fn node_event(event: FleetEvent) -> v1::Event {
+    let (kind, detail) = match event.change {
+        FleetChange::Joined => (v1::EventKind::NodeJoined, String::new()),
+        FleetChange::Left => (v1::EventKind::NodeLeft, String::new()),
+        FleetChange::Changed(detail) => (v1::EventKind::NodeChanged, detail),
+    };
+    v1::Event {
+        at: event.at,
+        kind: kind.into(),
+        node_id: event.node_id,
+        region: event.region,
+        allocation_id: String::new(),
+        username: Vec::new(),
+        detail,
+    }
+}
+
+fn allocation_event(event: AllocationEvent, replica: &Replica) -> v1::Event {
+    let kind = match event.change {
+        AllocationChange::Created => v1::EventKind::AllocationCreated,
+        AllocationChange::Ended => v1::EventKind::AllocationEnded,
+    };
+    let snapshot = replica.fleet.snapshot();
+    let node = snapshot.node_of(event.relay_address).map(|node| &node.record);
+    v1::Event {
+        at: event.at,
+        kind: kind.into(),
+        node_id: node.map(|node| node.node_id.clone()).unwrap_or_default(),
+        region: node.map(|node| node.region.clone()).unwrap_or_default(),
+        allocation_id: event.id.to_text(),
+        username: event.username,
+        detail: format!("on {}", event.relay_address),
+    }
+}
+
+fn allocation_id(text: &str) -> Result<AllocationId, Status> {
+    AllocationId::from_text(text)
+        .ok_or_else(|| Status::invalid_argument("an allocation id is a ULID, 26 characters, as the list shows it"))
+}
+
+fn not_found(id: AllocationId) -> Status {
+    Status::not_found(format!("there is no allocation {}", id.to_text()))
+}
+
+fn refusal(error: &StoreError) -> Status {
+    match error {
+        StoreError::Refused(_) => Status::internal(error.to_string()),
+        _ => Status::unavailable(error.to_string()),
+    }
+}
+
+fn fell_behind(error: &BroadcastStreamRecvError) -> Status {
+    let BroadcastStreamRecvError::Lagged(missed) = error;
+    Status::data_loss(format!("this watcher fell behind and missed {missed} events; start again"))
+}
+
+fn transport(transport: Transport) -> v1::Transport {
+    match transport {
+        Transport::Udp => v1::Transport::Udp,
+        Transport::Tcp => v1::Transport::Tcp,
+        Transport::Tls => v1::Transport::Tls,
+        Transport::Dtls => v1::Transport::Dtls,
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,71 @@
+//! The ways in: gRPC for relays and operators, HTTP for clients and the console. They decode, call and encode.
+
+pub mod admin;
+mod calls;
+pub mod console;
+pub mod grpc;
+mod params;
+pub mod rest;
+pub mod steering;
+pub mod view;
+
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower::ServiceBuilder;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::{DefaultOnFailure, TraceLayer};
+use tracing::Level;
+
+pub use self::calls::{Calls, Limits as CallLimits};
+use crate::health::{self, Health};
+use crate::metrics;
+
+/// Longest body of an HTTP request: a form with a user name in it.
+const MAX_BODY: usize = 16 * 1024;
+/// Time to the head of an HTTP answer; event streams go on after it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Everything HTTP serves.
+pub fn http(health: Health, cors_origins: &[String], feed: console::Feed, prometheus: PrometheusHandle) -> Router {
+    let always = |name, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
+    let layers = ServiceBuilder::new()
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(|request: &Request| {
+                    // The query is left out: it may hold an API key.
+                    tracing::info_span!("http", method = %request.method(), path = request.uri().path())
+                })
+                // A 503 is an answer here, not news for an operator.
+                .on_failure(DefaultOnFailure::new().level(Level::DEBUG)),
+        )
+        .layer(always(header::CACHE_CONTROL, "no-store"))
+        .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT));
+    Router::new()
+        .merge(health::router(health.clone()))
+        .merge(rest::router(health.clone(), cors_origins))
+        .merge(console::router(health, feed))
+        .route("/metrics", get(async move || prometheus.render()))
+        .route_layer(middleware::from_fn(count))
+        .fallback(async || rest::ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            rest::ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(layers)
+}
+
+async fn count(route: MatchedPath, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let response = next.run(request).await;
+    metrics::http_request(route.as_str().to_owned(), response.status().as_u16(), started.elapsed());
+    response
+}

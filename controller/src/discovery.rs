@@ -1,0 +1,116 @@
+//! What every way of discovery (gRPC, TURN REST, browsers) answers from: the fleet as last seen, the steering over it
+//! and the newest TURN REST secret. No store is read for an answer.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use turn_core::credential;
+
+use crate::fleet::FleetView;
+use crate::keys::Keys;
+use crate::metrics;
+use crate::steering::{Choice, Query, Steering};
+
+/// Longest life of a credential that may be asked for: a month.
+pub const MAX_TTL: Duration = Duration::from_secs(30 * 86_400);
+/// Longest user name that credentials are made out to, in bytes. USERNAME is shorter than 509 bytes (RFC 8489 §14.3)
+/// and begins with the expiry and a colon.
+pub const MAX_USER: usize = 480;
+
+/// Username and password, and how long they are good for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Credential {
+    /// `<Unix seconds of expiry>:<user>`.
+    pub username: Vec<u8>,
+    /// The password.
+    pub password: String,
+    /// Seconds until they expire.
+    pub ttl: Duration,
+    /// Unix seconds.
+    pub expires_at: u64,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiscoveryError {
+    /// No node may be answered with; the sentence says why.
+    #[error("{0}")]
+    NoRelay(String),
+    /// The user name is too long.
+    #[error("the user name is longer than {MAX_USER} bytes")]
+    User,
+    /// The cluster's key ring holds no TURN REST secret.
+    #[error("the cluster has no TURN REST secret to make credentials with")]
+    Secret,
+    /// The lifetime asked for is too long.
+    #[error("the lifetime is longer than {} seconds", MAX_TTL.as_secs())]
+    Ttl,
+}
+
+/// Answers discovery.
+pub struct Discovery {
+    fleet: Arc<FleetView>,
+    steering: Steering,
+    keys: Arc<Keys>,
+    default_ttl: Duration,
+}
+
+impl Discovery {
+    /// Answers from `fleet` by `steering`, with credentials made by the newest of `keys`.
+    pub fn new(fleet: Arc<FleetView>, steering: Steering, keys: Arc<Keys>, default_ttl: Duration) -> Self {
+        Self { fleet, steering, keys, default_ttl }
+    }
+
+    /// REALM of the cluster.
+    pub fn realm(&self) -> String {
+        self.keys.current().message.realm.clone()
+    }
+
+    /// Relays for `query` and credentials for them; `ttl` of `None` is the default.
+    ///
+    /// # Errors
+    /// See [`DiscoveryError`].
+    pub fn discover(
+        &self,
+        query: &Query,
+        user: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<(Choice, Credential), DiscoveryError> {
+        let credential = self.credential(user, ttl)?;
+        let choice = self.steering.choose(&self.fleet.snapshot(), query);
+        metrics::discovery(!choice.relays.is_empty());
+        tracing::debug!(?choice, "discovery");
+        match choice.refusal() {
+            Some(why) => Err(DiscoveryError::NoRelay(why)),
+            None => Ok((choice, credential)),
+        }
+    }
+
+    /// Credentials alone. An empty `user` gets a random name, so that strangers do not share one quota.
+    ///
+    /// # Errors
+    /// [`DiscoveryError::User`], [`DiscoveryError::Ttl`].
+    pub fn credential(&self, user: &[u8], ttl: Option<Duration>) -> Result<Credential, DiscoveryError> {
+        if user.len() > MAX_USER {
+            return Err(DiscoveryError::User);
+        }
+        let ttl = ttl.unwrap_or(self.default_ttl);
+        if ttl > MAX_TTL {
+            return Err(DiscoveryError::Ttl);
+        }
+        let random;
+        let user = if user.is_empty() {
+            random = format!("anonymous-{:016x}", getrandom::u64().unwrap_or_default());
+            random.as_bytes()
+        } else {
+            user
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let expires_at = now + ttl.as_secs();
+        let keys = self.keys.current();
+        let secret = keys.rest_secrets.newest().ok_or(DiscoveryError::Secret)?;
+        let minted = credential::mint(secret, user, expires_at);
+        Ok(Credential { username: minted.username, password: minted.password, ttl, expires_at })
+    }
+}
