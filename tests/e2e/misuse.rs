@@ -33,9 +33,9 @@ fn a_wrong_configuration_is_one_line_that_names_the_key() -> Result<()> {
             "tls",
         ),
         (
-            "loopback advertised without the lab switch",
+            "no address that clients can use",
             "relay-node",
-            RELAY.replace("allow_loopback_peers = true\n", ""),
+            RELAY.replace("allow_loopback_peers = true\n", "").replace("public_ip = \"127.0.0.1\"\n", ""),
             "public_ip",
         ),
         ("unknown key", "controller", "id = \"c\"\nregions = 1\n".into(), "regions"),
