@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use controller::{Controller, Session, rings, settings};
+use controller::{Controller, Session, Tunnel, rings, settings};
 use relay::{Relay, TurnClient, own_ip};
 use turn_core::client::Event;
 use turn_core::{AllocationId, FiveTuple, Record, RelayedAddr, Transport};
@@ -219,10 +219,37 @@ fn controllers_are_tried_in_turn_and_a_silent_one_is_left() {
     // It takes connections and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent = format!("https://{}", silent.local_addr().expect("bound"));
-    let _relay = start(directory.path(), own_ip(), &[&silent, &controller.url]);
+    let relay = start(directory.path(), own_ip(), &[&silent, &controller.url]);
     let mut session = controller.session();
     session.welcome(1, settings(1));
     assert_eq!(session.resync(), []);
+    // The store was asked before anything was served: the lines come in this order.
+    relay.log("joined the cluster");
+    relay.log("ready");
+    assert_eq!(controller.restores(), 1);
+}
+
+#[test]
+fn a_controller_that_falls_silent_is_left_within_seconds() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let tunnel = Tunnel::to(&controller.url);
+    let relay = start(directory.path(), own_ip(), &[&tunnel.url, &controller.url]);
+    let mut session = controller.session();
+    session.welcome(1, settings(1));
+    assert_eq!(session.resync(), []);
+    relay.wait_for("/readyz", 200);
+
+    // The connection stays open, and nothing comes any more: a frozen process, a lost route.
+    let since = std::time::Instant::now();
+    tunnel.freeze();
+    let other = controller.session();
+    let gap = since.elapsed();
+    other.welcome(1, settings(1));
+    // A ping each second, two seconds for its answer, the first wait of the backoff.
+    assert!(gap < std::time::Duration::from_secs(5), "{gap:?}");
+    relay.metric("turn_control_reconnects_total 1");
+    assert_eq!(relay.wait_for("/readyz", 200), "ready\n", "credentials outlive the session");
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) enum Lost {
     Config(#[from] config::ConfigError),
     #[error("{0}")]
     Controller(String),
-    #[error("no answer within {} s", .0.as_secs())]
+    #[error("no answer within {:.1} s", .0.as_secs_f32())]
     Silent(Duration),
     #[error("it broke the protocol: {0}")]
     Protocol(&'static str),

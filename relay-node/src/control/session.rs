@@ -137,21 +137,23 @@ impl Control {
     /// # Errors
     /// [`Ended::Superseded`].
     pub async fn join(&mut self, within: Duration) -> Result<Vec<Record>, Ended> {
-        if self.controllers.is_none() || !self.state.wants_restore() {
+        let Some(controllers) = self.controllers.as_ref().filter(|_| self.state.wants_restore()) else {
             return Ok(Vec::new());
-        }
+        };
+        // A silent one must not use up the time of the others.
+        let share = within / u32::try_from(controllers.endpoints.len()).unwrap_or(u32::MAX);
         let deadline = Instant::now() + within;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut backoff = Backoff::default();
         while !left().is_zero() {
-            match timeout(left(), self.connect()).await {
+            match timeout(left().min(share), self.connect()).await {
                 Ok(Ok((connection, records))) => {
                     self.joined = Some(connection);
                     return Ok(records);
                 }
                 Ok(Err(Lost::Superseded { owner, epoch })) => return Err(Ended::Superseded { owner, epoch }),
                 Ok(Err(lost)) => self.complain(&lost),
-                Err(_) => break,
+                Err(_) => self.complain(&Lost::Silent(share)),
             }
             sleep(backoff.next().min(left())).await;
         }

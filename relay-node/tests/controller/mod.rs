@@ -1,7 +1,9 @@
 //! A controller that says what a test tells it to say.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
@@ -166,6 +168,49 @@ pub(crate) fn settings(revision: u64) -> v1::Settings {
         record_keys: secrets(record),
         static_users: vec![v1::StaticUser { username: b"alice".to_vec(), password: b"secret".to_vec() }],
         ..Default::default()
+    }
+}
+
+/// Forwards bytes to a controller until it is frozen; then it takes them and says nothing.
+pub(crate) struct Tunnel {
+    /// `https://127.0.0.1:port`.
+    pub(crate) url: String,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Tunnel {
+    /// A tunnel to the controller at this URL.
+    pub(crate) fn to(url: &str) -> Self {
+        let target = url.trim_start_matches("https://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("https://{}", listener.local_addr().expect("bound"));
+        let frozen = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&frozen);
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let far = TcpStream::connect(&target).expect("the controller listens");
+                let (near_out, far_out) = (near.try_clone().expect("a handle"), far.try_clone().expect("a handle"));
+                for (from, to) in [(near, far), (far_out, near_out)] {
+                    let flag = Arc::clone(&flag);
+                    std::thread::spawn(move || forward(from, to, &flag));
+                }
+            }
+        });
+        Self { url, frozen }
+    }
+
+    /// From now on nothing passes.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if !frozen.load(Ordering::Relaxed) && to.write_all(&buffer[..length]).is_err() {
+            return;
+        }
     }
 }
 

@@ -150,6 +150,7 @@ fn what_is_more_than_time_is_told_at_once() {
         alter(&mut news);
         reporter.note(put(news), 1000);
         assert_eq!(changes(&drain(&mut reporter, 1000, true)).len(), 1, "{what}");
+        assert!(drain(&mut reporter, LIFETIME, true).is_empty(), "{what}: there is nothing more to say");
     }
 }
 
@@ -168,6 +169,26 @@ fn an_end_that_overtakes_the_snapshot_stays_an_end() {
 }
 
 #[test]
+fn what_the_snapshot_has_newer_is_not_told_again() {
+    let mut reporter = settled(vec![record(1, 4, LIFETIME)], 0);
+    // It was on its way when the records were gathered.
+    let mut older = record(1, 3, LIFETIME);
+    older.permissions.push(([9, 9, 9, 9].into(), 1));
+    reporter.note(put(older), 0);
+    assert!(drain(&mut reporter, LIFETIME, true).is_empty());
+}
+
+#[test]
+fn a_resync_forgets_what_ended_unheard() {
+    let mut reporter = settled(vec![record(1, 1, LIFETIME), record(2, 1, LIFETIME)], 0);
+    reporter.want_resync();
+    let generation = reporter.wants_snapshot().expect("wanted");
+    reporter.snapshot(generation, vec![record(2, 1, LIFETIME)]);
+    assert_eq!(changes(&drain(&mut reporter, 0, true)).len(), 1);
+    assert_eq!(reporter.session.expect("open").told.len(), 1);
+}
+
+#[test]
 fn overflow_becomes_a_resync() {
     let mut reporter = settled(Vec::new(), 0);
     for n in 0..=u32::try_from(ROOM).expect("small") {
@@ -178,8 +199,9 @@ fn overflow_becomes_a_resync() {
     assert_eq!(reporter.backlog().0, 0);
     let generation = reporter.wants_snapshot().expect("what did not fit is restated");
     reporter.want_resync();
+    let second = reporter.wants_snapshot().expect("and again");
     assert!(!reporter.snapshot(generation, Vec::new()), "a snapshot from before the second overflow is of no use");
-    assert!(reporter.wants_snapshot().is_some());
+    assert!(reporter.snapshot(second, Vec::new()));
 }
 
 #[test]
