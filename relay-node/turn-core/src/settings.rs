@@ -81,6 +81,6 @@ pub struct Settings {
     pub policy: Policy,
     /// Bounds.
     pub limits: Limits,
-    /// Allocate is redirected or refused; what exists goes on.
+    /// Allocate is refused with 508, once authenticated; what exists goes on.
     pub draining: bool,
 }

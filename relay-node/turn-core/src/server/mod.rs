@@ -1,10 +1,42 @@
 //! The TURN server: `Server`, `Input`, `Verdict`, `Output`; the whole public API on one screen.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `auth` | RFC 8489 §9.2.4: who is this |
+//! | `reply` | requests and their answers |
+//! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
+//! | `relay` | packets between client and peers |
+//! | `lifecycle` | records, restore, ends, new settings |
+//! | `table`, `timer` | the allocations and their indexes |
 
+mod allocate;
+mod auth;
+mod binding;
+mod channel;
+mod indication;
+#[cfg(test)]
+mod lab;
+mod lifecycle;
+mod permission;
+mod refresh;
+mod relay;
+mod reply;
+mod table;
+mod timer;
+
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rand_chacha::ChaCha12Rng;
+use rand_core::{Rng, SeedableRng};
+
+use self::auth::User;
+use self::reply::{REPLY, Request};
+use self::table::Table;
+use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
     AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, Record, RelayedAddr, Settings,
     WorkerId,
@@ -65,6 +97,9 @@ pub enum Input<'a> {
         code: u8,
     },
     /// From journal or store, newest (epoch, sequence) already chosen; its addresses are bound.
+    ///
+    /// It is served at once, without a new [`Output::Record`]. A record that has expired, or whose stream or five-tuple
+    /// is gone, ends: [`Change::End`] and [`Output::Release`] follow. One no newer than what is held changes nothing.
     Restore {
         /// What to bring back.
         record: Box<Record>,
@@ -134,10 +169,7 @@ impl Head {
     /// Header 20, XOR-PEER-ADDRESS of IPv6 24, DATA's own header 4.
     pub const MAX: usize = 48;
     /// Nothing.
-    pub const EMPTY: Self = Self {
-        bytes: [0; Self::MAX],
-        len: 0,
-    };
+    pub const EMPTY: Self = Self { bytes: [0; Self::MAX], len: 0 };
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
@@ -256,54 +288,161 @@ pub enum DropReason {
     FamilyMismatch,
     /// The backbone does not carry it.
     NoBackbone,
-    /// A response or an unknown method: silence.
+    /// A response or an unknown method: silence. Also an indication with an attribute that is not understood.
     Unexpected,
+    /// A request that nobody can be authenticated for yet (promise P5).
+    NotReady,
     /// Longer than the next hop can carry.
     TooLong,
 }
 
 /// The TURN server of one worker: owns the allocations whose clients hash to it.
 pub struct Server {
-    #[allow(dead_code)]
     worker: WorkerId,
+    relay_address: IpAddr,
+    epoch: u64,
+    settings: Arc<Settings>,
+    rng: ChaCha12Rng,
+    table: Table,
+    outputs: VecDeque<Output>,
+    reply: Box<[u8; REPLY]>,
+    reply_len: usize,
 }
 
 impl Server {
-    /// A server without allocations. `seed` feeds allocation ids and indication transaction ids only; ports come from the [`Host`].
+    /// A server without allocations. `seed` feeds allocation ids, indication transaction ids and the secret of the hash
+    /// table only; ports come from the [`Host`].
+    ///
+    /// With settings that cannot authenticate anybody (no realm, no nonce keys, or neither REST secrets nor static
+    /// users) it answers Binding, relays what is restored, and is silent to all other requests (promise P5).
     pub fn new(worker: WorkerId, relay_address: IpAddr, epoch: u64, settings: Arc<Settings>, seed: [u8; 32]) -> Self {
-        let _ = (relay_address, epoch, settings, seed);
-        Self { worker }
+        let mut rng = ChaCha12Rng::from_seed(seed);
+        let secret = [rng.next_u64(), rng.next_u64()];
+        Self {
+            worker,
+            relay_address,
+            epoch,
+            settings,
+            rng,
+            table: Table::new(secret),
+            outputs: VecDeque::new(),
+            reply: Box::new([0; REPLY]),
+            reply_len: 0,
+        }
+    }
+
+    /// The worker it belongs to.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
     }
 
     /// The one way in.
     pub fn handle_input(&mut self, now: Now, input: Input<'_>, host: &mut impl Host) -> Verdict {
-        let _ = (now, input, host);
+        match input {
+            Input::FromClient { from, path, packet, ip } => return self.on_client(now, from, path, packet, ip, host),
+            Input::FromPeer { relayed, from, packet, ip } => return self.on_peer(now, &relayed, from, packet, ip),
+            Input::Closed(connection) => self.closed(connection),
+            Input::Restore { record, path } => self.restore(now, *record, path),
+            Input::Configure(settings) => self.configure(now, settings),
+            Input::Own { epoch } => self.epoch = epoch,
+            Input::Revoke(id) => self.revoke(id),
+            Input::Timeout => self.expire(now),
+            // TURN has no traffic timer: only requests refresh (RFC 8656 §6, §11.2, §12.6). ICMP is not relayed yet.
+            Input::KernelActivity(_) | Input::Icmp { .. } => {}
+        }
         Verdict::Done
+    }
+
+    /// RFC 8656 §12: what kind of packet is it.
+    fn on_client(
+        &mut self,
+        now: Now,
+        from: FiveTuple,
+        path: Path,
+        packet: &[u8],
+        ip: IpMeta,
+        host: &mut impl Host,
+    ) -> Verdict {
+        match wire::kind(packet) {
+            Kind::ChannelData => self.on_channel_data(now, &from, packet, ip, host),
+            Kind::Stun => {
+                let Ok(message) = Message::parse(packet) else {
+                    return Verdict::Drop(DropReason::Malformed);
+                };
+                match (message.class(), message.method()) {
+                    (Class::Indication, Method::Send) => self.on_send(now, &from, &message, ip, host),
+                    // RFC 8489 §6.3.2: it has done its work by coming.
+                    (Class::Indication, Method::Binding) => Verdict::Done,
+                    (Class::Request, _) => self.on_request(Request { now, from, path, message }, host),
+                    _ => Verdict::Drop(DropReason::Unexpected),
+                }
+            }
+            Kind::Dtls | Kind::Other => Verdict::Drop(DropReason::Malformed),
+        }
+    }
+
+    /// RFC 8489 §6.3.1 and §9.2.4, then the method.
+    fn on_request(&mut self, request: Request<'_>, host: &mut impl Host) -> Verdict {
+        match request.message.method() {
+            Method::Binding => return self.binding(&request),
+            Method::Allocate | Method::Refresh | Method::CreatePermission | Method::ChannelBind => {}
+            Method::Send | Method::Data | Method::Other(_) => return Verdict::Drop(DropReason::Unexpected),
+        }
+        if !self.can_authenticate() {
+            return Verdict::Drop(DropReason::NotReady);
+        }
+        self.expire(request.now);
+        self.supersede_connection(&request.from, request.path);
+        let user = match self.authenticate(&request) {
+            Ok(user) => user,
+            Err(refusal) => return self.refuse(&request, refusal),
+        };
+        if let Some(refused) = self.refuse_unknown(&request, Some(&user.key)) {
+            return refused;
+        }
+        match self.serve(&request, &user, host) {
+            Ok(verdict) => verdict,
+            Err(code) => self.error(&request, code, Some(&user.key), |_| {}),
+        }
+    }
+
+    fn serve(&mut self, request: &Request<'_>, user: &User<'_>, host: &mut impl Host) -> Result<Verdict, ErrorCode> {
+        match request.message.method() {
+            Method::Allocate => self.allocate(request, user, host),
+            Method::Refresh => self.refresh(request, user),
+            Method::CreatePermission => self.create_permission(request, user),
+            Method::ChannelBind => self.channel_bind(request, user, host),
+            Method::Binding | Method::Send | Method::Data | Method::Other(_) => {
+                Ok(Verdict::Drop(DropReason::Unexpected))
+            }
+        }
     }
 
     /// The answer of the last [`Verdict::Reply`]; valid until the next input.
     pub fn reply(&self) -> &[u8] {
-        &[]
+        &self.reply[..self.reply_len]
     }
 
     /// Effects, oldest first.
     pub fn poll_output(&mut self) -> Option<Output> {
-        None
+        self.outputs.pop_front()
     }
 
     /// When to hand in [`Input::Timeout`]; never a scan.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.table.next_deadline()
     }
 
     /// Allocations held.
     pub fn allocations(&self) -> usize {
-        0
+        self.table.len()
     }
 
-    /// The record of every allocation, for a resync or a compaction.
+    /// The record of every live allocation under the present epoch, for a resync or a compaction.
     pub fn records(&self, now: Now) -> impl Iterator<Item = Record> + '_ {
-        let _ = now;
-        std::iter::empty()
+        self.table
+            .iter()
+            .filter(move |allocation| allocation.deadline() > now.mono)
+            .map(move |allocation| self.record_of(allocation, now))
     }
 }

@@ -455,6 +455,14 @@ impl<'b> MessageWriter<'b> {
         self
     }
 
+    /// Appends an attribute of any type and value, for tests of what no type here would write.
+    #[cfg(test)]
+    pub(crate) fn raw(&mut self, attribute: u16, value: &[u8]) {
+        if let Some(out) = self.append(AttributeType(attribute), value.len()) {
+            out.copy_from_slice(value);
+        }
+    }
+
     /// Appends MESSAGE-INTEGRITY over what was written so far. Only FINGERPRINT may follow.
     pub fn integrity(&mut self, key: &[u8]) -> &mut Self {
         let before = self.len;

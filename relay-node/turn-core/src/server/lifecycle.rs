@@ -1,0 +1,213 @@
+//! How allocations come back, are recorded and end; and what a change of settings does to them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::channel::{CHANNEL_LIFETIME, Channel};
+use super::permission::PERMISSION_LIFETIME;
+use super::table::{Allocation, Beginning, Slot};
+use super::{Now, Output, Server};
+use crate::wire::ChannelNumber;
+use crate::{AllocationId, Change, ConnectionId, EndReason, Family, Path, Record, RelayedAddr, Settings, credential};
+
+impl Server {
+    /// Notes a change of an allocation for journal and store.
+    pub(super) fn record(&mut self, slot: Slot, now: Now) {
+        let allocation = self.table.get_mut(slot);
+        allocation.epoch = self.epoch;
+        allocation.sequence += 1;
+        let record = self.record_of(self.table.get(slot), now);
+        self.outputs.push_back(Output::Record(Change::Put(Box::new(record))));
+    }
+
+    /// What an allocation is now, under the present ownership.
+    pub(super) fn record_of(&self, allocation: &Allocation, now: Now) -> Record {
+        let permissions = allocation.permissions.iter().filter(|(_, end)| *end > now.mono);
+        let channels = allocation.channels.iter().filter(|channel| channel.deadline > now.mono);
+        Record {
+            relay_address: self.relay_address,
+            epoch: self.epoch,
+            sequence: allocation.sequence,
+            id: allocation.id,
+            five_tuple: allocation.five_tuple(),
+            relayed: vec![allocation.relayed()],
+            username: allocation.username.to_vec(),
+            created_at: allocation.created_at,
+            expires_at: wall(allocation.deadline(), now),
+            permissions: permissions.map(|(ip, end)| (ip, wall(end, now))).collect(),
+            channels: channels
+                .map(|channel| (channel.number.get(), channel.peer, wall(channel.deadline, now)))
+                .collect(),
+        }
+    }
+
+    /// Ends an allocation: the tombstone first, then its address goes back.
+    pub(super) fn end(&mut self, slot: Slot, reason: EndReason) {
+        let allocation = self.table.remove(slot);
+        self.outputs.push_back(Output::Record(Change::End {
+            id: allocation.id,
+            epoch: self.epoch,
+            sequence: allocation.sequence + 1,
+            reason,
+        }));
+        self.release(allocation.relayed(), &allocation.username);
+    }
+
+    fn release(&mut self, relayed: RelayedAddr, username: &[u8]) {
+        self.outputs.push_back(Output::Release { relayed, quota_key: credential::quota_key(username).into() });
+    }
+
+    /// Ends every allocation whose time has come.
+    pub(super) fn expire(&mut self, now: Now) {
+        while let Some(slot) = self.table.due(now.mono) {
+            self.end(slot, EndReason::Expired);
+        }
+    }
+
+    /// A stream that took over the five-tuple of an older one proves that the older one has closed.
+    pub(super) fn supersede_connection(&mut self, from: &crate::FiveTuple, path: Path) {
+        if let Some(slot) = self.table.by_five_tuple(from)
+            && let held @ Path::Connection(_) = self.table.get(slot).path()
+            && held != path
+        {
+            self.end(slot, EndReason::Closed);
+        }
+    }
+
+    pub(super) fn closed(&mut self, connection: ConnectionId) {
+        if let Some(slot) = self.table.by_connection(connection) {
+            self.end(slot, EndReason::Closed);
+        }
+    }
+
+    pub(super) fn revoke(&mut self, id: AllocationId) {
+        if let Some(slot) = self.table.by_id(id) {
+            if let Path::Connection(connection) = self.table.get(slot).path() {
+                self.outputs.push_back(Output::Close(connection));
+            }
+            self.end(slot, EndReason::Revoked);
+        }
+    }
+
+    /// Takes new settings; what a new policy forbids stops at once (abuse.md A).
+    pub(super) fn configure(&mut self, now: Now, settings: Arc<Settings>) {
+        let policy_changed = settings.policy != self.settings.policy;
+        self.settings = settings;
+        if !policy_changed {
+            return;
+        }
+        let slots: Vec<Slot> = self.table.slots().collect();
+        for slot in slots {
+            let allocation = self.table.get_mut(slot);
+            let channels = allocation.channels.enforce(&self.settings.policy);
+            let permissions = allocation.permissions.enforce(&self.settings.policy);
+            if channels || permissions {
+                self.record(slot, now);
+            }
+        }
+    }
+
+    /// Brings an allocation back; see [`super::Input::Restore`].
+    pub(super) fn restore(&mut self, now: Now, mut record: Record, path: Path) {
+        // One relayed address is all an allocation has today; a writer that gives it more is newer.
+        let surplus = record.relayed.split_off(record.relayed.len().min(1));
+        let held = self.table.by_id(record.id);
+        if let Some(slot) = held {
+            let allocation = self.table.get(slot);
+            if !record.supersedes(allocation.epoch, allocation.sequence) {
+                return;
+            }
+            // Its names and its address stay: the same allocation, as of later.
+            self.table.remove(slot);
+        }
+        let reason = if record.expires_at <= now.wall {
+            Some(EndReason::Expired)
+        } else if record.five_tuple.transport.is_stream() != matches!(path, Path::Connection(_)) {
+            Some(EndReason::Closed)
+        } else {
+            None
+        };
+        let reason = match reason {
+            Some(reason) => reason,
+            None if self.reinsert(now, &record, path) => {
+                self.release_all(&surplus, &record.username);
+                return;
+            }
+            // The client or the address has found another allocation since.
+            None => EndReason::Deleted,
+        };
+        self.outputs.push_back(Output::Record(Change::End {
+            id: record.id,
+            epoch: self.epoch.max(record.epoch),
+            sequence: record.sequence + 1,
+            reason,
+        }));
+        self.release_all(&record.relayed, &record.username);
+        self.release_all(&surplus, &record.username);
+    }
+
+    /// Gives addresses back that no allocation holds.
+    fn release_all(&mut self, relayed: &[RelayedAddr], username: &[u8]) {
+        for relayed in relayed {
+            if self.table.by_bound(&relayed.bound).is_none() {
+                self.release(*relayed, username);
+            }
+        }
+    }
+
+    fn reinsert(&mut self, now: Now, record: &Record, path: Path) -> bool {
+        let &[relayed] = &record.relayed[..] else {
+            return false;
+        };
+        // No deadline is longer than a client could have got it: the wall clock may have been set back.
+        let lifetime = Duration::from_secs(self.settings.limits.max_lifetime.into());
+        let Some(slot) = self.table.insert(Beginning {
+            id: record.id,
+            five_tuple: record.five_tuple,
+            path,
+            relayed,
+            username: record.username.as_slice().into(),
+            created_at: record.created_at,
+            deadline: mono(record.expires_at, now, lifetime),
+        }) else {
+            return false;
+        };
+        let policy = &self.settings.policy;
+        let family = relayed.family();
+        let allocation = self.table.get_mut(slot);
+        allocation.epoch = record.epoch;
+        allocation.sequence = record.sequence;
+        for (ip, end) in &record.permissions {
+            if *end > now.wall && Family::of(*ip) == family && policy.check_ip(*ip).is_ok() {
+                allocation.permissions.install(*ip, mono(*end, now, PERMISSION_LIFETIME));
+            }
+        }
+        for (number, peer, end) in &record.channels {
+            if let Some(number) = ChannelNumber::new(*number)
+                && *end > now.wall
+                && Family::of(peer.ip()) == family
+                && policy.check(*peer).is_ok()
+            {
+                let deadline = mono(*end, now, CHANNEL_LIFETIME);
+                // Two of one number or peer: the first counts.
+                allocation.channels.bind(Channel { number, peer: *peer, deadline });
+            }
+        }
+        true
+    }
+}
+
+/// A deadline in Unix milliseconds.
+fn wall(deadline: Instant, now: Now) -> u64 {
+    let left = deadline.saturating_duration_since(now.mono).as_millis();
+    now.wall.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
+}
+
+/// A deadline of Unix milliseconds on this process's clock, at most `longest` from now.
+fn mono(deadline: u64, now: Now, longest: Duration) -> Instant {
+    now.mono + Duration::from_millis(deadline.saturating_sub(now.wall)).min(longest)
+}
+
+#[cfg(test)]
+#[path = "lifecycle_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+//! Refresh (RFC 8656 §8).
+
+use super::allocate::{lifetime, remaining};
+use super::auth::User;
+use super::reply::Request;
+use super::{Server, Verdict};
+use crate::EndReason;
+use crate::wire::ErrorCode;
+use crate::wire::attribute::{Lifetime, RequestedAddressFamily};
+
+impl Server {
+    /// RFC 8656 §8.2. A deletion that comes again is 437, as its note says: the client takes it for success.
+    pub(super) fn refresh(&mut self, request: &Request<'_>, user: &User<'_>) -> Result<Verdict, ErrorCode> {
+        let slot = self.held(request, user)?;
+        let family: Option<RequestedAddressFamily> = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+        if family.is_some_and(|RequestedAddressFamily(family)| family != self.table.get(slot).relayed().family() as u8)
+        {
+            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
+        }
+        let proposed = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+        let granted = if proposed == Some(Lifetime(0)) {
+            self.end(slot, EndReason::Deleted);
+            Lifetime(0)
+        } else {
+            let lifetime = lifetime(proposed, &self.settings.limits);
+            self.table.set_deadline(slot, request.now.mono + lifetime);
+            self.record(slot, request.now);
+            remaining(lifetime)
+        };
+        Ok(self.success(request, user, |writer| {
+            writer.attribute(&granted);
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::lab::{Lab, USER, addr};
+    use super::*;
+    use crate::wire::{AttributeType, Method};
+    use crate::{Change, ConnectionId, ListenerId, Out, Output, Path, Transport, Verdict};
+
+    #[test]
+    fn sets_the_lifetime() {
+        // RFC 8656 §8.2: as for an Allocate; it may become shorter too.
+        for (proposed, expected) in [(3600, 3600), (9999, 3600), (1, 600), (700, 700), (600, 600)] {
+            let mut lab = Lab::allocated();
+            lab.pass(100);
+            let reply = lab.request(Method::Refresh, |writer| {
+                writer.attribute(&Lifetime(proposed));
+            });
+            assert_eq!(reply.message().attribute(), Ok(Some(Lifetime(expected))));
+            assert!(reply.message().contains(AttributeType::SOFTWARE));
+            let end = lab.now.mono + Duration::from_secs(expected.into());
+            assert_eq!(lab.server.poll_timeout(), Some(end));
+            let changes = lab.changes();
+            assert!(matches!(&changes[..], [Change::Put(record)] if record.sequence == 2));
+        }
+        let mut lab = Lab::allocated();
+        lab.refresh(3600);
+        lab.refresh(600);
+        assert_eq!(lab.server.poll_timeout(), Some(lab.now.mono + Duration::from_secs(600)));
+    }
+
+    #[test]
+    fn zero_deletes_at_once() {
+        let mut lab = Lab::allocated();
+        let with = lab.credentials();
+        let packet = lab.packet(Some(&with), Method::Refresh, |writer| {
+            writer.attribute(&Lifetime(0));
+        });
+        let reply = lab.exchange(&packet);
+        assert_eq!(reply.message().attribute(), Ok(Some(Lifetime(0))));
+        assert!(reply.message().verify_integrity(&with.key()));
+        let relayed = lab.relayed();
+        let outputs = lab.outputs();
+        assert!(matches!(
+            &outputs[..],
+            [
+                Output::Record(Change::End { reason: EndReason::Deleted, sequence: 2, epoch: 1, .. }),
+                Output::Release { relayed: released, quota_key },
+            ] if *released == relayed && **quota_key == *USER
+        ));
+        assert_eq!((lab.server.allocations(), lab.server.poll_timeout()), (0, None));
+        // RFC 8656 §8.2, note.
+        let again = lab.exchange(&packet);
+        assert_eq!(again.code(), 437);
+        assert!(again.message().verify_integrity(&with.key()));
+        // The five-tuple is free.
+        assert_eq!(lab.allocate(), 0);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let mut lab = Lab::allocated();
+        let mut code = |attribute, value: &'static [u8]| {
+            lab.request(Method::Refresh, |writer| writer.raw(attribute, value)).code()
+        };
+        assert_eq!(code(0x0017, &[2, 0, 0, 0]), 443, "the other family");
+        assert_eq!(code(0x0017, &[1, 0, 0, 0]), 0, "its own family");
+        assert_eq!(code(0x0017, &[1]), 400, "malformed family");
+        assert_eq!(code(0x000D, &[0]), 400, "LIFETIME of 1 byte");
+        assert_eq!(code(0x000D, &[]), 400, "empty LIFETIME");
+        assert_eq!(lab.server.allocations(), 1);
+    }
+
+    #[test]
+    fn foreign_allocations_are_441() {
+        // RFC 8656 §5; abuse.md C.
+        let mut lab = Lab::allocated();
+        let other = lab.rest(lab.now.wall / 1000 + 60);
+        for method in [Method::Refresh, Method::CreatePermission, Method::ChannelBind] {
+            let reply = lab.signed(&other, method, |writer| {
+                writer.raw(0x000D, &[0; 4]);
+            });
+            assert_eq!(reply.code(), 441);
+            assert!(reply.message().verify_integrity(&other.key()));
+        }
+        assert_eq!(lab.server.allocations(), 1);
+        assert!(lab.outputs().is_empty());
+    }
+
+    #[test]
+    fn other_five_tuples_have_no_allocation() {
+        for change in [
+            |lab: &mut Lab| lab.from.client = addr("203.0.113.9:7"),
+            |lab: &mut Lab| lab.from.client = addr("203.0.113.10:51234"),
+            |lab: &mut Lab| lab.from.server = addr("198.51.100.7:3479"),
+            |lab: &mut Lab| {
+                lab.from.transport = Transport::Tcp;
+                lab.path = Path::Connection(ConnectionId(1));
+            },
+        ] {
+            let mut lab = Lab::allocated();
+            change(&mut lab);
+            assert_eq!(lab.refresh(0), 437);
+            assert_eq!(lab.server.allocations(), 1);
+        }
+    }
+
+    #[test]
+    fn unsigned_attributes_delete_nothing() {
+        // abuse.md B: coturn acted on an unsigned LIFETIME=0.
+        let mut lab = Lab::allocated();
+        let with = lab.credentials();
+        let mut packet = lab.packet(Some(&with), Method::Refresh, |_| {});
+        packet.extend([0, 0x0D, 0, 4, 0, 0, 0, 0]);
+        let len = u16::try_from(packet.len() - 20).expect("short");
+        packet[2..4].copy_from_slice(&len.to_be_bytes());
+        let reply = lab.exchange(&packet);
+        assert_eq!(reply.message().attribute(), Ok(Some(Lifetime(600))));
+        assert_eq!(lab.server.allocations(), 1);
+    }
+
+    #[test]
+    fn the_way_back_follows_the_requests() {
+        let mut lab = Lab::allocated();
+        assert_eq!(lab.bind(0x4000, "192.0.2.1:9"), 0);
+        lab.path = Path::Listener(ListenerId(3));
+        assert_eq!(lab.refresh(600), 0);
+        let Verdict::Send { out, .. } = lab.peer_packet("192.0.2.1:9", b"x").verdict else { panic!("not relayed") };
+        let (to, path) = (lab.from, lab.path);
+        assert_eq!(out, Out::Client { to, path });
+    }
+}

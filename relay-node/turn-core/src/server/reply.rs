@@ -1,0 +1,131 @@
+//! Requests as the request files see them, and the answers they get.
+
+use super::auth::User;
+use super::table::Slot;
+use super::{Now, Out, Server, Verdict};
+use crate::credential::LongTermKey;
+use crate::wire::attribute::Software;
+use crate::wire::{AttributeSet, AttributeType, Class, ErrorCode, Message, MessageWriter, Method, WriteError};
+use crate::{FiveTuple, Path};
+
+/// Room for an answer. The longest, a signed 438, has a realm of at most 508 bytes (RFC 8489 §14.9) and stays below
+/// 800.
+pub(super) const REPLY: usize = 1024;
+
+/// What SOFTWARE says in answers to Allocate and Refresh (RFC 8656 §5), once the client is known.
+const SOFTWARE: Software<'static> = Software(concat!("turnpike/", env!("CARGO_PKG_VERSION")).as_bytes());
+
+/// Attributes with a name that ask for what is not offered: unknown to this server (RFC 8489 §6.3.1, RFC 8656 §7.2).
+pub(super) const DECLINED: AttributeSet = AttributeSet::of(&[
+    AttributeType::CHANGE_REQUEST,
+    AttributeType::EVEN_PORT,
+    AttributeType::DONT_FRAGMENT,
+    AttributeType::ACCESS_TOKEN,
+    AttributeType::PASSWORD_ALGORITHM,
+    AttributeType::USERHASH,
+    AttributeType::RESERVATION_TOKEN,
+    AttributeType::PADDING,
+    AttributeType::RESPONSE_PORT,
+    AttributeType::CONNECTION_ID,
+]);
+
+/// A request and where it came from.
+pub(super) struct Request<'a> {
+    pub(super) now: Now,
+    pub(super) from: FiveTuple,
+    pub(super) path: Path,
+    pub(super) message: Message<'a>,
+}
+
+impl Server {
+    /// The allocation that a request other than Allocate is about (RFC 8656 §5).
+    pub(super) fn held(&mut self, request: &Request<'_>, user: &User<'_>) -> Result<Slot, ErrorCode> {
+        let slot = self.table.by_five_tuple(&request.from).ok_or(ErrorCode::ALLOCATION_MISMATCH)?;
+        if *self.table.get(slot).username != *user.name {
+            return Err(ErrorCode::WRONG_CREDENTIALS);
+        }
+        self.table.set_datagram_path(slot, request.path);
+        Ok(slot)
+    }
+
+    /// A signed success answer.
+    pub(super) fn success(
+        &mut self,
+        request: &Request<'_>,
+        user: &User<'_>,
+        write: impl FnOnce(&mut MessageWriter<'_>),
+    ) -> Verdict {
+        self.reply_with(request, Class::Success, Some(&user.key), write)
+    }
+
+    /// An error answer, signed if there is a key.
+    pub(super) fn error(
+        &mut self,
+        request: &Request<'_>,
+        code: ErrorCode,
+        key: Option<&LongTermKey>,
+        write: impl FnOnce(&mut MessageWriter<'_>),
+    ) -> Verdict {
+        self.reply_with(request, Class::Error, key, |writer| {
+            writer.attribute(&code);
+            write(writer);
+        })
+    }
+
+    /// 420 if the request has an attribute that this server must understand and does not.
+    pub(super) fn refuse_unknown(&mut self, request: &Request<'_>, key: Option<&LongTermKey>) -> Option<Verdict> {
+        let unknown = request.message.unknown_attributes(DECLINED);
+        if unknown.is_empty() {
+            return None;
+        }
+        Some(self.error(request, ErrorCode::UNKNOWN_ATTRIBUTE, key, |writer| {
+            writer.attribute(&unknown);
+        }))
+    }
+
+    pub(super) fn reply_with(
+        &mut self,
+        request: &Request<'_>,
+        class: Class,
+        key: Option<&LongTermKey>,
+        write: impl FnOnce(&mut MessageWriter<'_>),
+    ) -> Verdict {
+        let method = request.message.method();
+        let mut writer = MessageWriter::new(&mut self.reply[..], class, method, request.message.transaction_id());
+        write(&mut writer);
+        if let Some(key) = key {
+            if matches!(method, Method::Allocate | Method::Refresh) {
+                writer.attribute(&SOFTWARE);
+            }
+            writer.integrity(key);
+        }
+        // RFC 8489 §14.7 leaves it to each side; a client that sends it may need it to tell STUN from its media.
+        if request.message.contains(AttributeType::FINGERPRINT) {
+            writer.fingerprint();
+        }
+        match writer.finish() {
+            Ok(len) => {
+                self.reply_len = len;
+                Verdict::Reply { out: Out::Client { to: request.from, path: request.path } }
+            }
+            // Only a realm beyond its bound is that long.
+            Err(WriteError) => Verdict::Done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lab::Lab;
+    use super::*;
+
+    #[test]
+    fn the_longest_realm_fits() {
+        let mut lab = Lab::new();
+        lab.configure(|settings| settings.realm = "\u{10FFFF}".repeat(127));
+        let reply = lab.unsigned(Method::Allocate, |writer| {
+            writer.fingerprint();
+        });
+        assert_eq!(reply.code(), 401);
+    }
+}

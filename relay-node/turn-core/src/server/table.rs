@@ -1,0 +1,429 @@
+//! The allocations and the indexes into them. The only file that may break an invariant: each allocation is found by
+//! its five-tuple, its bound relayed address, its id and, if it has one, its connection, and has one timer.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use rustc_hash::FxBuildHasher;
+
+use super::channel::Channels;
+use super::permission::Permissions;
+use super::timer::Timers;
+use crate::wire::TransactionId;
+use crate::{AllocationId, ConnectionId, FiveTuple, Path, RelayedAddr};
+
+/// Place of an allocation while it lives.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Slot(pub(super) u32);
+
+impl Slot {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// An allocation (RFC 8656 §6).
+#[derive(Debug)]
+pub(super) struct Allocation {
+    pub(super) id: AllocationId,
+    five_tuple: FiveTuple,
+    path: Path,
+    relayed: RelayedAddr,
+    /// USERNAME of the Allocate.
+    pub(super) username: Box<[u8]>,
+    /// Of the Allocate, to know it again (RFC 8656 §7.2, note); unknown after a restore.
+    pub(super) transaction_id: Option<TransactionId>,
+    /// ADDITIONAL-ADDRESS-FAMILY was asked for, so a retransmission is told again that it is not there.
+    pub(super) additional_family_refused: bool,
+    /// Unix milliseconds.
+    pub(super) created_at: u64,
+    deadline: Instant,
+    /// Ownership under which it was last written.
+    pub(super) epoch: u64,
+    pub(super) sequence: u64,
+    pub(super) permissions: Permissions,
+    pub(super) channels: Channels,
+}
+
+/// What an allocation begins with; the rest of it is empty.
+pub(super) struct Beginning {
+    pub(super) id: AllocationId,
+    pub(super) five_tuple: FiveTuple,
+    pub(super) path: Path,
+    pub(super) relayed: RelayedAddr,
+    pub(super) username: Box<[u8]>,
+    pub(super) created_at: u64,
+    pub(super) deadline: Instant,
+}
+
+impl Allocation {
+    pub(super) fn five_tuple(&self) -> FiveTuple {
+        self.five_tuple
+    }
+
+    pub(super) fn path(&self) -> Path {
+        self.path
+    }
+
+    pub(super) fn relayed(&self) -> RelayedAddr {
+        self.relayed
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+/// See the module.
+pub(super) struct Table {
+    slots: Vec<Option<Allocation>>,
+    free: Vec<Slot>,
+    slot_by_five_tuple: HashMap<FiveTuple, Slot, SecretState>,
+    /// By [`RelayedAddr::bound`]. The relay chose the ports and the ids below, so a plain hash is enough there.
+    slot_by_bound: HashMap<SocketAddr, Slot, FxBuildHasher>,
+    slot_by_id: HashMap<AllocationId, Slot, FxBuildHasher>,
+    slot_by_connection: HashMap<ConnectionId, Slot, FxBuildHasher>,
+    timers: Timers,
+}
+
+impl Table {
+    /// `secret` keys the hash of client addresses.
+    pub(super) fn new(secret: [u64; 2]) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            slot_by_five_tuple: HashMap::with_hasher(SecretState(secret)),
+            slot_by_bound: HashMap::default(),
+            slot_by_id: HashMap::default(),
+            slot_by_connection: HashMap::default(),
+            timers: Timers::default(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slot_by_id.len()
+    }
+
+    pub(super) fn by_five_tuple(&self, five_tuple: &FiveTuple) -> Option<Slot> {
+        self.slot_by_five_tuple.get(five_tuple).copied()
+    }
+
+    pub(super) fn by_bound(&self, bound: &SocketAddr) -> Option<Slot> {
+        self.slot_by_bound.get(bound).copied()
+    }
+
+    pub(super) fn by_id(&self, id: AllocationId) -> Option<Slot> {
+        self.slot_by_id.get(&id).copied()
+    }
+
+    pub(super) fn by_connection(&self, connection: ConnectionId) -> Option<Slot> {
+        self.slot_by_connection.get(&connection).copied()
+    }
+
+    /// The allocation of a slot that one of the lookups gave since the last removal.
+    pub(super) fn get(&self, slot: Slot) -> &Allocation {
+        self.slots[slot.index()].as_ref().expect("slot of a live allocation")
+    }
+
+    /// As [`Table::get`].
+    pub(super) fn get_mut(&mut self, slot: Slot) -> &mut Allocation {
+        self.slots[slot.index()].as_mut().expect("slot of a live allocation")
+    }
+
+    /// Every slot in use.
+    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        (0..self.slots.len() as u32).map(Slot).filter(|slot| self.slots[slot.index()].is_some())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Allocation> + '_ {
+        self.slots.iter().flatten()
+    }
+
+    /// Adds an allocation and arms its timer; `None`, and no change, if any of its names is taken.
+    pub(super) fn insert(&mut self, beginning: Beginning) -> Option<Slot> {
+        let Beginning { id, five_tuple, path, relayed, username, created_at, deadline } = beginning;
+        let connection = connection(path);
+        if self.slot_by_five_tuple.contains_key(&five_tuple)
+            || self.slot_by_bound.contains_key(&relayed.bound)
+            || self.slot_by_id.contains_key(&id)
+            || connection.is_some_and(|connection| self.slot_by_connection.contains_key(&connection))
+        {
+            return None;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            Slot((self.slots.len() - 1) as u32)
+        });
+        self.slots[slot.index()] = Some(Allocation {
+            id,
+            five_tuple,
+            path,
+            relayed,
+            username,
+            transaction_id: None,
+            additional_family_refused: false,
+            created_at,
+            deadline,
+            epoch: 0,
+            sequence: 0,
+            permissions: Permissions::default(),
+            channels: Channels::default(),
+        });
+        self.slot_by_five_tuple.insert(five_tuple, slot);
+        self.slot_by_bound.insert(relayed.bound, slot);
+        self.slot_by_id.insert(id, slot);
+        if let Some(connection) = connection {
+            self.slot_by_connection.insert(connection, slot);
+        }
+        self.timers.arm(slot, deadline);
+        Some(slot)
+    }
+
+    /// Takes an allocation out, with its timer.
+    pub(super) fn remove(&mut self, slot: Slot) -> Allocation {
+        let allocation = self.slots[slot.index()].take().expect("slot of a live allocation");
+        self.free.push(slot);
+        self.slot_by_five_tuple.remove(&allocation.five_tuple);
+        self.slot_by_bound.remove(&allocation.relayed.bound);
+        self.slot_by_id.remove(&allocation.id);
+        if let Some(connection) = connection(allocation.path) {
+            self.slot_by_connection.remove(&connection);
+        }
+        self.timers.disarm(slot);
+        allocation
+    }
+
+    /// Moves the end of an allocation.
+    pub(super) fn set_deadline(&mut self, slot: Slot, deadline: Instant) {
+        self.get_mut(slot).deadline = deadline;
+        self.timers.arm(slot, deadline);
+    }
+
+    /// Changes the datagram way back to the client; a connection is for the life of the allocation.
+    pub(super) fn set_datagram_path(&mut self, slot: Slot, path: Path) {
+        let allocation = self.get_mut(slot);
+        if connection(allocation.path).is_none() && connection(path).is_none() {
+            allocation.path = path;
+        }
+    }
+
+    /// The earliest end.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next().map(|(deadline, _)| deadline)
+    }
+
+    /// An allocation that has ended by `now`, if there is one.
+    pub(super) fn due(&self, now: Instant) -> Option<Slot> {
+        self.timers.next().filter(|(deadline, _)| *deadline <= now).map(|(_, slot)| slot)
+    }
+}
+
+fn connection(path: Path) -> Option<ConnectionId> {
+    match path {
+        Path::Connection(connection) => Some(connection),
+        Path::Listener(_) | Path::Ingress(_) => None,
+    }
+}
+
+/// Hashes five-tuples under a secret: an authenticated client with a /64 of its own could grind collisions of an unkeyed
+/// multiplicative hash and turn the lookup of everybody's packets into a scan.
+struct SecretState([u64; 2]);
+
+impl BuildHasher for SecretState {
+    type Hasher = SecretHasher;
+
+    fn build_hasher(&self) -> SecretHasher {
+        SecretHasher {
+            state: self.0[0],
+            // Odd, so that no input bit is lost in the product.
+            factor: self.0[1] | 1,
+        }
+    }
+}
+
+/// Multiplies each 8 bytes to 16 and folds them.
+struct SecretHasher {
+    state: u64,
+    factor: u64,
+}
+
+impl SecretHasher {
+    fn mix(&mut self, word: u64) {
+        let product = u128::from(self.state ^ word) * u128::from(self.factor);
+        self.state = (product as u64) ^ ((product >> 64) as u64);
+        // Keeps words of the same value in other places apart.
+        self.state = self.state.rotate_left(23).wrapping_add(self.factor);
+    }
+}
+
+impl Hasher for SecretHasher {
+    fn finish(&self) -> u64 {
+        let product = u128::from(self.state) * u128::from(self.factor);
+        (product as u64) ^ ((product >> 64) as u64)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.mix(u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.mix(u64::from_le_bytes(last));
+        }
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.mix(value.into());
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.mix(value.into());
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.mix(value.into());
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.mix(value);
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        self.mix(value as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use rand_chacha::ChaCha12Rng;
+    use rand_core::{Rng, SeedableRng};
+
+    use super::*;
+    use crate::{ListenerId, Transport};
+
+    fn beginning(number: u32, start: Instant) -> Beginning {
+        let port = number as u16;
+        let stream = number % 2 == 1;
+        Beginning {
+            id: AllocationId::new(number.into(), [0; 10]),
+            five_tuple: FiveTuple {
+                transport: if stream { Transport::Tcp } else { Transport::Udp },
+                client: SocketAddr::from(([192, 0, 2, 1], port)),
+                server: SocketAddr::from(([198, 51, 100, 7], 3478)),
+            },
+            path: if stream { Path::Connection(ConnectionId(number.into())) } else { Path::Listener(ListenerId(0)) },
+            relayed: RelayedAddr {
+                bound: SocketAddr::from(([10, 0, 0, 5], port)),
+                advertised: SocketAddr::from(([198, 51, 100, 7], port)),
+            },
+            username: Box::default(),
+            created_at: 0,
+            deadline: start + Duration::from_secs(number.into()),
+        }
+    }
+
+    /// Every index knows exactly the allocations there are.
+    fn check(table: &Table) {
+        let mut connections = 0;
+        for slot in table.slots() {
+            let allocation = table.get(slot);
+            assert_eq!(table.by_five_tuple(&allocation.five_tuple), Some(slot));
+            assert_eq!(table.by_bound(&allocation.relayed.bound), Some(slot));
+            assert_eq!(table.by_id(allocation.id), Some(slot));
+            if let Some(connection) = connection(allocation.path) {
+                assert_eq!(table.by_connection(connection), Some(slot));
+                connections += 1;
+            }
+        }
+        let len = table.slots().count();
+        assert_eq!(table.len(), len);
+        assert_eq!(table.iter().count(), len);
+        assert_eq!(table.slot_by_five_tuple.len(), len);
+        assert_eq!(table.slot_by_bound.len(), len);
+        assert_eq!(table.slot_by_id.len(), len);
+        assert_eq!(table.slot_by_connection.len(), connections);
+        assert_eq!(table.slots.len(), len + table.free.len());
+        assert_eq!(table.next_deadline(), table.iter().map(|allocation| allocation.deadline).min());
+    }
+
+    #[test]
+    fn indexes_agree_through_any_history() {
+        let start = Instant::now();
+        let mut rng = ChaCha12Rng::from_seed([3; 32]);
+        let mut table = Table::new([1, 2]);
+        for _ in 0..3000 {
+            let number = rng.next_u32() % 40;
+            let known = table.by_id(AllocationId::new(number.into(), [0; 10]));
+            match (rng.next_u32() % 3, known) {
+                (0, Some(slot)) => {
+                    table.remove(slot);
+                }
+                (1, Some(slot)) => {
+                    table.set_deadline(slot, start + Duration::from_secs(u64::from(rng.next_u32() % 50)));
+                    table.set_datagram_path(slot, Path::Listener(ListenerId(1)));
+                }
+                (_, known) => {
+                    let inserted = table.insert(beginning(number, start));
+                    assert_eq!(inserted.is_none(), known.is_some(), "number {number}");
+                }
+            }
+            check(&table);
+        }
+    }
+
+    #[test]
+    fn a_taken_name_changes_nothing() {
+        let start = Instant::now();
+        let fresh = || beginning(7, start);
+        let taken = || beginning(1, start);
+        let mut table = Table::new([1, 2]);
+        table.insert(taken()).expect("empty table");
+        let cases: [(&str, Beginning); 4] = [
+            ("five-tuple", Beginning { five_tuple: taken().five_tuple, ..fresh() }),
+            ("relayed address", Beginning { relayed: taken().relayed, ..fresh() }),
+            ("id", Beginning { id: taken().id, ..fresh() }),
+            ("connection", Beginning { path: taken().path, ..fresh() }),
+        ];
+        for (what, beginning) in cases {
+            assert!(table.insert(beginning).is_none(), "{what}");
+            check(&table);
+        }
+        assert!(table.insert(fresh()).is_some());
+    }
+
+    #[test]
+    fn due_is_in_order() {
+        let start = Instant::now();
+        let mut table = Table::new([1, 2]);
+        for number in [3, 1, 2] {
+            table.insert(beginning(number, start)).expect("all different");
+        }
+        assert_eq!(table.due(start), None);
+        let mut ended = Vec::new();
+        while let Some(slot) = table.due(start + Duration::from_secs(2)) {
+            ended.push(table.remove(slot).relayed.port());
+        }
+        assert_eq!(ended, [1, 2]);
+    }
+
+    #[test]
+    fn five_tuples_spread() {
+        let state = SecretState([0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3210]);
+        let hashes: Vec<u64> =
+            (0..4096).map(|number| state.hash_one(beginning(number * 2, Instant::now()).five_tuple)).collect();
+        assert_eq!(hashes.iter().collect::<HashSet<_>>().len(), hashes.len());
+        // In 4,096 buckets a random function leaves about 63 % used.
+        let buckets: HashSet<u64> = hashes.iter().map(|hash| hash % 4096).collect();
+        assert!(buckets.len() > 2400, "{}", buckets.len());
+        // Another secret, another order.
+        let other = SecretState([1, 2]);
+        assert_ne!(hashes[0], other.hash_one(beginning(0, Instant::now()).five_tuple));
+    }
+}
