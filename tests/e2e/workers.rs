@@ -61,10 +61,15 @@ fn pairs_meet_across_workers() -> Result<()> {
         for pair in pairs {
             done.push(pair.await??);
         }
-        for worker in ["0", "1"] {
-            let held = relay_metric(&relay, "turn_allocations", worker).await?;
-            ensure!(held > 0.0, "worker {worker} holds no allocation: the pairs did not cross workers");
-        }
+        // Published once a second.
+        eventually("the metrics show pairs on both workers", Duration::from_secs(10), async || {
+            let held = (
+                relay_metric(&relay, "turn_allocations", "0").await?,
+                relay_metric(&relay, "turn_allocations", "1").await?,
+            );
+            if held.0 > 0.0 && held.1 > 0.0 && held.0 + held.1 == 80.0 { Ok(()) } else { Err(anyhow!("{held:?}")) }
+        })
+        .await?;
         Ok(())
     })
 }
