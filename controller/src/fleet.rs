@@ -1,6 +1,7 @@
 //! Nodes as the store and their reports show them (pure), and the watched view of them ([`FleetView`]).
 
 mod bookkeeping;
+mod claim;
 mod ownership;
 mod view;
 
@@ -11,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use turn_core::Transport;
 
 pub use bookkeeping::{FleetChange, FleetEvent};
+pub(crate) use claim::owner_key;
+pub use claim::{Claim, ClaimError, Lost};
 pub use ownership::{Claimant, Decision, Granted, decide_owner};
 pub use view::{FleetView, ViewOptions, unix_ms};
 
@@ -114,10 +117,7 @@ pub struct Thresholds {
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self {
-            cpu_permille: 850,
-            allocations_percent: 90,
-        }
+        Self { cpu_permille: 850, allocations_percent: 90 }
     }
 }
 
@@ -174,10 +174,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// The node that serves a relay address: the one that owns it, else one that says it is its address.
     pub fn node_of(&self, relay_address: IpAddr) -> Option<&NodeView> {
-        self.nodes
-            .values()
-            .filter(|node| node.record.relay_address == relay_address)
-            .max_by_key(|node| node.epoch)
+        self.nodes.values().filter(|node| node.record.relay_address == relay_address).max_by_key(|node| node.epoch)
     }
 }
 

@@ -86,9 +86,7 @@ pub enum IdentityError {
 pub fn is_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.as_bytes()[0].is_ascii_alphanumeric()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 impl Identity {
@@ -123,10 +121,7 @@ impl Identity {
             "admin" => Role::Admin,
             _ => return None,
         };
-        is_name(name).then(|| Self {
-            role,
-            name: name.to_owned(),
-        })
+        is_name(name).then(|| Self { role, name: name.to_owned() })
     }
 
     /// The caller of a request: what an outer layer has put into its extensions, else its TLS client certificate.
@@ -157,9 +152,7 @@ pub fn require<T>(request: &Request<T>, needed: Role) -> Result<Identity, Status
         return Ok(identity);
     }
     let role = identity.role;
-    Err(Status::permission_denied(format!(
-        "this needs a certificate of role {needed}; yours is of role {role}"
-    )))
+    Err(Status::permission_denied(format!("this needs a certificate of role {needed}; yours is of role {role}")))
 }
 
 #[cfg(test)]
@@ -171,24 +164,13 @@ mod tests {
     #[test]
     fn certificates_name_their_holder() {
         let malformed = Err(IdentityError::Malformed);
-        let relay = Identity {
-            role: Role::Relay,
-            name: "eu-1".to_owned(),
-        };
+        let relay = Identity { role: Role::Relay, name: "eu-1".to_owned() };
         let cases: &[(&str, &[&str], Result<Identity, IdentityError>)] = &[
             ("a relay", &["turnpike://relay/eu-1"], Ok(relay.clone())),
-            (
-                "beside a foreign URI",
-                &["spiffe://x/y", "turnpike://relay/eu-1"],
-                Ok(relay),
-            ),
+            ("beside a foreign URI", &["spiffe://x/y", "turnpike://relay/eu-1"], Ok(relay)),
             ("none", &[], Err(IdentityError::Absent)),
             ("foreign only", &["spiffe://x/relay/eu-1"], Err(IdentityError::Absent)),
-            (
-                "two of ours",
-                &["turnpike://relay/eu-1", "turnpike://admin/root"],
-                malformed.clone(),
-            ),
+            ("two of ours", &["turnpike://relay/eu-1", "turnpike://admin/root"], malformed.clone()),
             ("unknown role", &["turnpike://king/arthur"], malformed.clone()),
             ("no name", &["turnpike://relay/"], malformed.clone()),
             ("a path as name", &["turnpike://relay/eu-1/x"], malformed.clone()),
@@ -203,12 +185,7 @@ mod tests {
     #[test]
     fn roles_cover() {
         let roles = [Role::Relay, Role::Controller, Role::Viewer, Role::Operator, Role::Admin];
-        let covers = |own: Role| {
-            roles
-                .into_iter()
-                .filter(|needed| own.covers(*needed))
-                .collect::<Vec<_>>()
-        };
+        let covers = |own: Role| roles.into_iter().filter(|needed| own.covers(*needed)).collect::<Vec<_>>();
         assert_eq!(covers(Role::Relay), [Role::Relay]);
         assert_eq!(covers(Role::Controller), [Role::Controller]);
         assert_eq!(covers(Role::Viewer), [Role::Viewer]);
@@ -219,14 +196,8 @@ mod tests {
     #[test]
     fn refusals_name_the_role_needed() {
         let mut request = Request::new(());
-        assert_eq!(
-            require(&request, Role::Viewer).expect_err("nobody").code(),
-            tonic::Code::Unauthenticated
-        );
-        request.extensions_mut().insert(Identity {
-            role: Role::Viewer,
-            name: "ann".to_owned(),
-        });
+        assert_eq!(require(&request, Role::Viewer).expect_err("nobody").code(), tonic::Code::Unauthenticated);
+        request.extensions_mut().insert(Identity { role: Role::Viewer, name: "ann".to_owned() });
         assert!(require(&request, Role::Viewer).is_ok());
         let refused = require(&request, Role::Operator).expect_err("a viewer is no operator");
         assert_eq!(refused.code(), tonic::Code::PermissionDenied);

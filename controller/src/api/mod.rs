@@ -3,6 +3,7 @@
 pub mod admin;
 mod calls;
 pub mod console;
+pub mod fleet;
 pub mod grpc;
 mod params;
 pub mod rest;

@@ -137,14 +137,9 @@ impl Bookkeeping {
         let view = |held: &Held| NodeView {
             record: held.record.clone(),
             epoch: held.epoch,
-            load: LoadRecord {
-                suspect: held.load.suspect || held.vanishes.is_some(),
-                ..held.load.clone()
-            },
+            load: LoadRecord { suspect: held.load.suspect || held.vanishes.is_some(), ..held.load.clone() },
         };
-        Snapshot {
-            nodes: self.nodes.iter().map(|(id, held)| (id.clone(), view(held))).collect(),
-        }
+        Snapshot { nodes: self.nodes.iter().map(|(id, held)| (id.clone(), view(held))).collect() }
     }
 
     fn put(&mut self, prefix: Prefix, name: &str, value: &[u8]) -> Result<(), String> {
@@ -271,10 +266,7 @@ mod tests {
     fn a_joined_node_is_seen_whole() {
         let mut book = synced_with(&["eu-1"], Instant::now());
         let now = Instant::now();
-        let load = LoadRecord {
-            allocations: 3,
-            ..LoadRecord::default()
-        };
+        let load = LoadRecord { allocations: 3, ..LoadRecord::default() };
         book.apply(Prefix::Load, put("load/eu-1", &load), now);
         let node = &book.snapshot().nodes["eu-1"];
         assert_eq!((node.epoch, node.load.allocations, node.load.suspect), (4, 3, false));
@@ -285,11 +277,7 @@ mod tests {
         let now = Instant::now();
         let mut book = synced_with(&["eu-1"], now);
         book.apply(Prefix::Load, put("load/eu-1", &LoadRecord::default()), now + LEASE);
-        book.apply(
-            Prefix::Nodes,
-            gone("nodes/eu-1"),
-            now + LEASE * 2 - Duration::from_secs(1),
-        );
+        book.apply(Prefix::Nodes, gone("nodes/eu-1"), now + LEASE * 2 - Duration::from_secs(1));
         assert!(book.snapshot().nodes.is_empty());
     }
 
@@ -357,16 +345,10 @@ mod tests {
         };
         assert_eq!(changes(&empty, &joined), [FleetChange::Joined]);
         assert_eq!(changes(&joined, &joined), []);
-        let load = LoadRecord {
-            draining: true,
-            ..LoadRecord::default()
-        };
+        let load = LoadRecord { draining: true, ..LoadRecord::default() };
         book.apply(Prefix::Load, put("load/eu-1", &load), now);
         let draining = book.snapshot();
-        assert_eq!(
-            changes(&joined, &draining),
-            [FleetChange::Changed("ready -> draining".to_owned())]
-        );
+        assert_eq!(changes(&joined, &draining), [FleetChange::Changed("ready -> draining".to_owned())]);
         assert_eq!(changes(&draining, &empty), [FleetChange::Left]);
     }
 
@@ -380,17 +362,9 @@ mod tests {
     fn tell(book: &mut Bookkeeping, nodes: &[&str], now: Instant) {
         for id in nodes {
             let record = node(id);
-            let owner = OwnerRecord {
-                node_id: record.node_id.clone(),
-                epoch: 4,
-                session: String::new(),
-            };
+            let owner = OwnerRecord { node_id: record.node_id.clone(), epoch: 4, session: String::new() };
             book.apply(Prefix::Nodes, put(&format!("nodes/{id}"), &record), now);
-            book.apply(
-                Prefix::Owners,
-                put(&format!("owners/{}", record.relay_address), &owner),
-                now,
-            );
+            book.apply(Prefix::Owners, put(&format!("owners/{}", record.relay_address), &owner), now);
         }
         for prefix in Prefix::ALL {
             book.apply(prefix, WatchEvent::Synced, now);
@@ -426,9 +400,6 @@ mod tests {
     }
 
     fn gone(key: &str) -> WatchEvent {
-        WatchEvent::Delete {
-            key: key.to_owned(),
-            revision: 2,
-        }
+        WatchEvent::Delete { key: key.to_owned(), revision: 2 }
     }
 }

@@ -63,17 +63,12 @@ pub fn decide_owner(claimant: &Claimant<'_>, stored: Option<&OwnerRecord>, grant
     if let Some(owner) = stored
         && owner.node_id != claimant.node_id
     {
-        return Decision::Superseded {
-            epoch: owner.epoch,
-            owner: owner.node_id.clone(),
-        };
+        return Decision::Superseded { epoch: owner.epoch, owner: owner.node_id.clone() };
     }
     let highest = granted.epoch.max(stored.map_or(0, |owner| owner.epoch));
     let reconnects = highest > 0 && highest == granted.epoch && granted.boot_id == claimant.boot_id;
     let floor = if reconnects { highest } else { highest.saturating_add(1) };
-    Decision::Own {
-        epoch: claimant.claimed_epoch.max(floor),
-    }
+    Decision::Own { epoch: claimant.claimed_epoch.max(floor) }
 }
 
 #[cfg(test)]
@@ -88,21 +83,9 @@ mod tests {
             ("after a lost state directory", 1, None, (7, "old"), own(8)),
             ("after the store was lost", 9, None, (0, ""), own(9)),
             ("restart, lease still running", 8, Some(("eu-1", 7)), (7, "old"), own(8)),
-            (
-                "restart with an older state directory",
-                3,
-                Some(("eu-1", 7)),
-                (7, "old"),
-                own(8),
-            ),
+            ("restart with an older state directory", 3, Some(("eu-1", 7)), (7, "old"), own(8)),
             ("reconnect", 7, Some(("eu-1", 7)), (7, "boot"), own(7)),
-            (
-                "reconnect that claims its first number",
-                6,
-                Some(("eu-1", 7)),
-                (7, "boot"),
-                own(7),
-            ),
+            ("reconnect that claims its first number", 6, Some(("eu-1", 7)), (7, "boot"), own(7)),
             ("reconnect after the lease ended", 7, None, (7, "boot"), own(7)),
             ("reconnect after another had it and left", 7, None, (8, "other"), own(9)),
             (
@@ -110,63 +93,35 @@ mod tests {
                 9,
                 Some(("eu-2", 8)),
                 (8, "other"),
-                Decision::Superseded {
-                    epoch: 8,
-                    owner: "eu-2".to_owned(),
-                },
+                Decision::Superseded { epoch: 8, owner: "eu-2".to_owned() },
             ),
             (
                 "another node holds it, whatever is claimed",
                 99,
                 Some(("eu-2", 8)),
                 (8, "boot"),
-                Decision::Superseded {
-                    epoch: 8,
-                    owner: "eu-2".to_owned(),
-                },
+                Decision::Superseded { epoch: 8, owner: "eu-2".to_owned() },
             ),
-            (
-                "epochs fell behind the owner",
-                7,
-                Some(("eu-1", 7)),
-                (5, "boot"),
-                own(8),
-            ),
+            ("epochs fell behind the owner", 7, Some(("eu-1", 7)), (5, "boot"), own(8)),
         ];
         for (what, claimed_epoch, owner, (epoch, boot_id), expected) in cases {
-            let claimant = Claimant {
-                node_id: "eu-1",
-                boot_id: "boot",
-                claimed_epoch: *claimed_epoch,
-            };
+            let claimant = Claimant { node_id: "eu-1", boot_id: "boot", claimed_epoch: *claimed_epoch };
             let owner = owner.map(|(node_id, epoch)| OwnerRecord {
                 node_id: node_id.to_owned(),
                 epoch,
                 session: String::new(),
             });
-            let granted = Granted {
-                epoch: *epoch,
-                boot_id: (*boot_id).to_owned(),
-            };
+            let granted = Granted { epoch: *epoch, boot_id: (*boot_id).to_owned() };
             assert_eq!(decide_owner(&claimant, owner.as_ref(), &granted), *expected, "{what}");
         }
     }
 
     #[test]
     fn granted_epochs_are_readable_text() {
-        let granted = Granted {
-            epoch: 12,
-            boot_id: "ab12".to_owned(),
-        };
+        let granted = Granted { epoch: 12, boot_id: "ab12".to_owned() };
         assert_eq!(granted.to_text(), b"12 ab12");
         assert_eq!(Granted::from_text(b"12 ab12"), granted);
-        assert_eq!(
-            Granted::from_text(b"12\n"),
-            Granted {
-                epoch: 12,
-                boot_id: String::new()
-            }
-        );
+        assert_eq!(Granted::from_text(b"12\n"), Granted { epoch: 12, boot_id: String::new() });
         assert_eq!(Granted::from_text(b"\xff"), Granted::default());
     }
 }

@@ -55,11 +55,7 @@ impl EmbeddedStore {
     /// [`StoreError::Refused`], in one line, if another process has it open, it is damaged, or it cannot be made.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let (disk, entries, revision) = Disk::open(path)?;
-        let state = State {
-            entries,
-            revision,
-            ..State::default()
-        };
+        let state = State { entries, revision, ..State::default() };
         Ok(Self::new(state, Some(disk)))
     }
 
@@ -68,12 +64,7 @@ impl EmbeddedStore {
         let granted = Arc::new(Notify::new());
         let mut reaper = JoinSet::new();
         reaper.spawn(reap(state.clone(), granted.clone()));
-        Self {
-            state,
-            granted,
-            disk,
-            _reaper: reaper,
-        }
+        Self { state, granted, disk, _reaper: reaper }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -127,11 +118,7 @@ impl Store for EmbeddedStore {
             .map(|(_, entry)| entry)
             .take_while(|entry| entry.key.starts_with(prefix));
         let entries: Vec<Entry> = found.by_ref().take(limit).cloned().collect();
-        Ok(Page {
-            entries,
-            more: found.next().is_some(),
-            revision: state.revision,
-        })
+        Ok(Page { entries, more: found.next().is_some(), revision: state.revision })
     }
 
     async fn transact(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<bool, StoreError> {
@@ -157,11 +144,7 @@ impl Store for EmbeddedStore {
         getrandom::fill(&mut random).map_err(|error| StoreError::Refused(format!("no random numbers: {error}")))?;
         // Positive and never 0, as etcd's are.
         let id = LeaseId((i64::from_le_bytes(random) & i64::MAX).max(1));
-        let lease = Lease {
-            ttl,
-            ends: Instant::now() + ttl,
-            keys: HashSet::new(),
-        };
+        let lease = Lease { ttl, ends: Instant::now() + ttl, keys: HashSet::new() };
         self.lock().leases.insert(id, lease);
         self.granted.notify_one();
         Ok(id)
@@ -183,10 +166,7 @@ impl Store for EmbeddedStore {
         if let Some(disk) = &self.disk {
             disk.check()?;
         }
-        Ok(StoreStatus {
-            kind: "embedded",
-            version: String::new(),
-        })
+        Ok(StoreStatus { kind: "embedded", version: String::new() })
     }
 }
 
@@ -219,12 +199,7 @@ impl State {
                             }
                         }
                     }
-                    let entry = Entry {
-                        key: key.clone(),
-                        value,
-                        revision,
-                        lease,
-                    };
+                    let entry = Entry { key: key.clone(), value, revision, lease };
                     self.feeds.publish(&key, || WatchEvent::Put(entry.clone()));
                     self.entries.insert(key, entry);
                 }
@@ -235,10 +210,7 @@ impl State {
                     if self.forget(&key) {
                         writes.push(Write::Delete(key.clone()));
                     }
-                    self.feeds.publish(&key, || WatchEvent::Delete {
-                        key: key.clone(),
-                        revision,
-                    });
+                    self.feeds.publish(&key, || WatchEvent::Delete { key: key.clone(), revision });
                 }
             }
         }
@@ -274,10 +246,7 @@ async fn reap(state: Arc<Mutex<State>>, granted: Arc<Notify>) {
             let mut state = lock(&state);
             let now = Instant::now();
             let leases = state.leases.iter();
-            let ended: Vec<LeaseId> = leases
-                .filter(|(_, lease)| lease.ends <= now)
-                .map(|(id, _)| *id)
-                .collect();
+            let ended: Vec<LeaseId> = leases.filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
             for id in ended {
                 state.end_lease(id);
             }

@@ -164,9 +164,7 @@ fn check_transaction(guards: &[Guard], ops: &[Op]) -> Result<(), StoreError> {
             Op::Delete(key) => (key, 0),
         };
         if value > MAX_VALUE {
-            return Err(StoreError::Refused(format!(
-                "{key}: {value} bytes, at most {MAX_VALUE}"
-            )));
+            return Err(StoreError::Refused(format!("{key}: {value} bytes, at most {MAX_VALUE}")));
         }
         if !keys.insert(key.as_str()) {
             return Err(StoreError::Refused(format!("{key}: twice in one transaction")));
@@ -174,9 +172,7 @@ fn check_transaction(guards: &[Guard], ops: &[Op]) -> Result<(), StoreError> {
         bytes += key.len() + value;
     }
     if bytes > MAX_TRANSACTION {
-        return Err(StoreError::Refused(format!(
-            "{bytes} bytes in a transaction, at most {MAX_TRANSACTION}"
-        )));
+        return Err(StoreError::Refused(format!("{bytes} bytes in a transaction, at most {MAX_TRANSACTION}")));
     }
     Ok(())
 }
@@ -184,9 +180,7 @@ fn check_transaction(guards: &[Guard], ops: &[Op]) -> Result<(), StoreError> {
 /// Checks a lease's length.
 fn check_lease(ttl: Duration) -> Result<(), StoreError> {
     if ttl < MIN_LEASE || ttl.subsec_nanos() != 0 {
-        return Err(StoreError::Refused(format!(
-            "a lease of {ttl:?}; whole seconds, at least {MIN_LEASE:?}"
-        )));
+        return Err(StoreError::Refused(format!("a lease of {ttl:?}; whole seconds, at least {MIN_LEASE:?}")));
     }
     Ok(())
 }

@@ -66,20 +66,12 @@ impl Disk {
 
         let (jobs, queue) = mpsc::channel();
         let failed = Arc::new(Mutex::new(None));
-        let writer = Writer {
-            database,
-            path: path.to_owned(),
-            failed: failed.clone(),
-        };
+        let writer = Writer { database, path: path.to_owned(), failed: failed.clone() };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(&queue))
             .map_err(|error| refuse(format!("no thread to write it: {error}")))?;
-        let disk = Self {
-            jobs: Some(jobs),
-            thread: Some(thread),
-            failed,
-        };
+        let disk = Self { jobs: Some(jobs), thread: Some(thread), failed };
         Ok((disk, entries, revision))
     }
 
@@ -139,10 +131,7 @@ impl Writer {
         if failed.is_none()
             && let Err(error) = write(&self.database, burst)
         {
-            let reason = format!(
-                "{}: cannot be written ({error}); make room and start again",
-                self.path.display()
-            );
+            let reason = format!("{}: cannot be written ({error}); make room and start again", self.path.display());
             tracing::error!(reason, "the store takes no more changes");
             *failed = Some(reason);
         }
@@ -162,9 +151,7 @@ fn write(database: &Database, burst: &[Job]) -> Result<(), Box<redb::Error>> {
             for write in &job.writes {
                 match write {
                     Write::Put(key, value) => {
-                        entries
-                            .insert(key.as_str(), (job.revision, value.as_slice()))
-                            .map_err(boxed)?;
+                        entries.insert(key.as_str(), (job.revision, value.as_slice())).map_err(boxed)?;
                     }
                     Write::Delete(key) => {
                         entries.remove(key.as_str()).map_err(boxed)?;
@@ -189,12 +176,7 @@ fn read(database: &Database) -> Result<(BTreeMap<String, Entry>, i64), Box<redb:
     for row in table.iter().map_err(boxed)? {
         let (key, value) = row.map_err(boxed)?;
         let (key, (revision, value)) = (key.value().to_owned(), value.value());
-        let entry = Entry {
-            key: key.clone(),
-            value: value.to_vec(),
-            revision,
-            lease: None,
-        };
+        let entry = Entry { key: key.clone(), value: value.to_vec(), revision, lease: None };
         entries.insert(key, entry);
     }
     let numbers = transaction.open_table(NUMBERS).map_err(boxed)?;

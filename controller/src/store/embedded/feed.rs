@@ -47,22 +47,10 @@ pub(super) fn start(state: &Arc<Mutex<State>>, prefix: &str) -> Watch {
     let mut locked = lock(state);
     let id = locked.feeds.next;
     locked.feeds.next += 1;
-    locked.feeds.feeds.push(Feed {
-        id,
-        prefix: prefix.to_owned(),
-        sender,
-        lagging: lagging.clone(),
-    });
+    locked.feeds.feeds.push(Feed { id, prefix: prefix.to_owned(), sender, lagging: lagging.clone() });
     let entries = locked.under(prefix);
     drop(locked);
-    let pump = Pump {
-        state: Arc::downgrade(state),
-        id,
-        prefix: prefix.to_owned(),
-        changes,
-        lagging,
-        consumer,
-    };
+    let pump = Pump { state: Arc::downgrade(state), id, prefix: prefix.to_owned(), changes, lagging, consumer };
     tokio::spawn(pump.run(entries));
     receiver
 }
