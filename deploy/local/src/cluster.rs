@@ -349,11 +349,7 @@ impl Cluster {
     }
 }
 
-async fn watch_return(
-    client: reqwest::Client,
-    check: Check,
-    back: mpsc::Sender<(String, Result<Duration, String>)>,
-) {
+async fn watch_return(client: reqwest::Client, check: Check, back: mpsc::Sender<(String, Result<Duration, String>)>) {
     let began = Instant::now();
     let outcome = ready::until_ready(&client, &check, began + AGAIN).await.map(|()| began.elapsed());
     // Nobody listens any more when the cluster is stopping.
@@ -397,8 +393,10 @@ impl Programs {
     fn find() -> Result<Self> {
         let own = std::env::current_exe().context("cannot tell where this program is")?;
         let directory = own.parent().unwrap_or(Path::new("/"));
-        let missing: Vec<_> =
-            ["controller", "relay-node", "turnctl"].into_iter().filter(|name| !directory.join(name).is_file()).collect();
+        let missing: Vec<_> = ["controller", "relay-node", "turnctl"]
+            .into_iter()
+            .filter(|name| !directory.join(name).is_file())
+            .collect();
         if !missing.is_empty() {
             bail!(
                 "{} not found in {}: run deploy/local/up, which builds it, or cargo build --release -p {}",
@@ -414,11 +412,8 @@ impl Programs {
 
 /// Says whose port is taken and how to go on. It is free again at once: nothing was connected to it.
 fn check_free(port: &Port) -> Result<()> {
-    let bound = if port.udp {
-        UdpSocket::bind(port.address).map(drop)
-    } else {
-        TcpListener::bind(port.address).map(drop)
-    };
+    let bound =
+        if port.udp { UdpSocket::bind(port.address).map(drop) } else { TcpListener::bind(port.address).map(drop) };
     let Err(error) = bound else { return Ok(()) };
     let (kind, flag) = if port.udp { ("UDP", "-lpnu") } else { ("TCP", "-lpnt") };
     let (address, number) = (port.address, port.address.port());

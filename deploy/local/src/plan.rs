@@ -89,7 +89,9 @@ impl std::error::Error for PlanError {}
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooMany(given) => write!(f, "--public-ip: {given} addresses given, there are {} relays", RELAYS.len()),
+            Self::TooMany(given) => {
+                write!(f, "--public-ip: {given} addresses given, there are {} relays", RELAYS.len())
+            }
             Self::Twice(ip) => write!(f, "--public-ip: {ip} is given twice; each relay needs an address of its own"),
             Self::Unusable(ip) => {
                 write!(f, "--public-ip: no other device can reach {ip}; give this machine's address on your network")
@@ -133,7 +135,7 @@ pub fn plan(public: &[Ipv4Addr], https: bool, offset: u16, network: &impl Networ
         http: loopback(CONTROLLER_HTTP),
         page,
         https,
-        page_hosts: public.iter().copied().chain([Ipv4Addr::LOCALHOST.into()]).collect(),
+        page_hosts: public.iter().copied().chain([Ipv4Addr::LOCALHOST]).collect(),
     })
 }
 

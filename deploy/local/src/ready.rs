@@ -35,7 +35,10 @@ pub fn checks(plan: &Plan) -> Vec<Check> {
     all.extend(plan.relays.iter().map(|relay| check(relay.id, format!("http://{}/readyz", relay.http))));
     // A relay may serve before steering has seen it: whoever asks for its region has to get it.
     for relay in &plan.relays {
-        all.push(check(relay.id, format!("http://{}/v1/ice-servers?region={}&user=ready&limit=1", plan.http, relay.region)));
+        all.push(check(
+            relay.id,
+            format!("http://{}/v1/ice-servers?region={}&user=ready&limit=1", plan.http, relay.region),
+        ));
     }
     all
 }
@@ -125,7 +128,7 @@ mod tests {
             for answer in ["503 Service Unavailable", "200 OK"] {
                 let (mut connection, _) = listener.accept().await.expect("connection");
                 let mut request = [0; 1024];
-                connection.read(&mut request).await.expect("request");
+                assert_ne!(connection.read(&mut request).await.expect("request"), 0);
                 let text = format!("HTTP/1.1 {answer}\r\ncontent-length: 11\r\nconnection: close\r\n\r\nno settings");
                 connection.write_all(text.as_bytes()).await.expect("answer");
             }

@@ -16,13 +16,8 @@ use crate::child;
 /// A process that lived this long is started again at once when it ends.
 const SETTLED: Duration = Duration::from_secs(5);
 /// How long to wait before starting one that ends again and again: whoever tries `kill -9` twice sees no wait.
-const BACKOFF: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::ZERO,
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-];
+const BACKOFF: [Duration; 5] =
+    [Duration::ZERO, Duration::ZERO, Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 
 /// A program to keep running.
 #[derive(Clone, Debug)]
@@ -125,7 +120,7 @@ async fn until_ended(process: &mut Child, orders: &mut watch::Receiver<Order>) -
     loop {
         tokio::select! {
             status = process.wait() => {
-                let how = status.map_or_else(|error| error.to_string(), |status| describe(status));
+                let how = status.map_or_else(|error| error.to_string(), describe);
                 return (told == Order::Run).then_some(how);
             }
             order = wait_past(orders, told) => {

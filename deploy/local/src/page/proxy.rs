@@ -15,8 +15,7 @@ use super::Upstream;
 /// A TURN REST request is a few hundred bytes.
 const MAX_BODY: usize = 16 * 1024;
 
-const REQUEST_HEADERS: [HeaderName; 4] =
-    [ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName::from_static("x-api-key")];
+const REQUEST_HEADERS: [HeaderName; 4] = [ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName::from_static("x-api-key")];
 const RESPONSE_HEADERS: [HeaderName; 3] = [CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE];
 
 /// Hands a request to the controller and its answer back, as it comes: the console's events have no end.
@@ -60,14 +59,13 @@ mod tests {
     use axum::Router;
     use axum::routing::post;
 
-    use super::super::{router, serve};
+    use super::super::router;
     use super::*;
 
     async fn start(app: Router) -> String {
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
-        let address = probe.local_addr().expect("address");
-        drop(probe);
-        tokio::spawn(serve(address, None, app).expect("served"));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(async move { axum::serve(listener, app).await });
         format!("http://{address}")
     }
 
@@ -83,7 +81,8 @@ mod tests {
         });
         let base = start(page(start(Router::new().route("/v1/turn", echo)).await)).await;
         let client = crate::ready::client().expect("client");
-        let request = client.post(format!("{base}/v1/turn?service=turn")).header("x-api-key", "k").header("cookie", "a=b");
+        let request =
+            client.post(format!("{base}/v1/turn?service=turn")).header("x-api-key", "k").header("cookie", "a=b");
         let answer = request.body("username=a").send().await.expect("answer").text().await.expect("text");
         assert_eq!(answer, r#"/v1/turn?service=turn username=a Some("\"k\"") false"#);
     }

@@ -214,9 +214,8 @@ mod tests {
     #[test]
     fn rooms_end_with_their_last_one_and_are_bounded() {
         let mut rooms = Rooms::default();
-        let peers: Vec<_> = (0..MAX_ROOMS)
-            .map(|number| Peer::join(&mut rooms, &number.to_string(), "a").expect("room"))
-            .collect();
+        let peers: Vec<_> =
+            (0..MAX_ROOMS).map(|number| Peer::join(&mut rooms, &number.to_string(), "a").expect("room")).collect();
         assert_eq!(Peer::join(&mut rooms, "one more", "a").err(), Some(Refused::TooManyRooms));
         Peer::join(&mut rooms, "7", "b").expect("a room that is open has its second place");
         for peer in &peers {
