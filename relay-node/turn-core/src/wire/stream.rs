@@ -14,8 +14,8 @@ pub enum Frame {
     Invalid,
 }
 
-/// Longest frame there is: a ChannelData message of 65,535 bytes, padded. A STUN message ends at 65,552.
-pub const MAX_FRAME: usize = 4 + 65_536;
+/// Longest frame there is: a STUN message. A padded ChannelData message ends 12 bytes earlier.
+pub const MAX_FRAME: usize = 20 + 65_532;
 
 /// Looks at the start of a stream's buffer.
 ///
@@ -60,7 +60,8 @@ mod tests {
             ("empty ChannelData", &[0x40, 0, 0, 0], Frame::Whole(4)),
             ("padding to come", &[0x40, 0, 0, 1, 9], Frame::Partial(8)),
             ("padded", &[0x40, 0, 0, 1, 9, 0, 0, 0, 0x40], Frame::Whole(8)),
-            ("longest", &[0x4F, 0xFF, 0xFF, 0xFF], Frame::Partial(MAX_FRAME)),
+            ("longest ChannelData", &[0x4F, 0xFF, 0xFF, 0xFF], Frame::Partial(65_540)),
+            ("longest STUN", b"\x00\x01\xFF\xFC\x21\x12\xA4\x42", Frame::Partial(MAX_FRAME)),
             ("one byte of STUN", &stun[..1], Frame::Partial(8)),
             ("half a STUN header", &stun[..10], Frame::Partial(24)),
             ("STUN but for a byte", &stun[..23], Frame::Partial(24)),
