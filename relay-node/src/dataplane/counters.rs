@@ -27,7 +27,7 @@ pub(super) enum Loss {
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 19] = [
+const LABELS: [&str; 20] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -38,6 +38,7 @@ const LABELS: [&str; 19] = [
     "no_backbone",
     "unexpected",
     "too_long",
+    "not_ready",
     "other",
     "ring_full",
     "send_buffer",
@@ -48,7 +49,7 @@ const LABELS: [&str; 19] = [
     "restore_foreign",
     "restore_address",
 ];
-const OTHER: usize = 10;
+const OTHER: usize = 11;
 
 /// Direction of application data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,6 +120,7 @@ fn index(reason: DropReason) -> usize {
         DropReason::NoBackbone => 7,
         DropReason::Unexpected => 8,
         DropReason::TooLong => 9,
+        DropReason::NotReady => 10,
         _ => OTHER,
     }
 }

@@ -9,13 +9,13 @@ use super::counters::Direction;
 use super::packet::{PacketRef, Packets};
 use crate::sys::message::Datagram;
 
-/// By which of the worker's sockets.
+/// By which of the worker's sockets, in the order in which they are flushed.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Target {
-    /// A datagram listener.
-    Listener(usize),
     /// A relayed address.
     Relayed(usize),
+    /// A datagram listener.
+    Listener(usize),
     /// A stream connection.
     Connection(usize),
 }
@@ -142,8 +142,8 @@ mod tests {
         assert_eq!(
             runs,
             [
-                (Target::Listener(0), "b\0\0e\0\0".into()),
                 (Target::Relayed(3), "a\0\0c\0\0".into()),
+                (Target::Listener(0), "b\0\0e\0\0".into()),
                 (Target::Connection(1), "d\0\0".into()),
             ]
         );

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
-use turn_core::{BindError, BindRequest, Family, Host, PeerAddr, RelayedAddr, Route, WorkerId};
+use turn_core::{AllocationId, BindError, BindRequest, Change, Family, Host, PeerAddr, RelayedAddr, Route, WorkerId};
 
 use super::RelayIp;
 use super::worker::Token;
@@ -79,6 +79,8 @@ impl Routes {
 pub(super) struct RelayedSocket {
     pub(super) relayed: RelayedAddr,
     pub(super) socket: UdpSocket,
+    /// Known since its first record.
+    holder: Option<AllocationId>,
 }
 
 /// The relayed addresses of one worker; what its core asks of the process.
@@ -125,6 +127,23 @@ impl Relayed {
         matches!(self.routes.route(PeerAddr::new(relayed.advertised)), Route::Worker(_))
     }
 
+    /// Keeps track of which allocation has which address.
+    pub(super) fn note(&mut self, change: &Change) {
+        let Change::Put(record) = change else {
+            return;
+        };
+        for relayed in &record.relayed {
+            if let Some(key) = self.find(relayed.advertised) {
+                self.sockets[key].holder = Some(record.id);
+            }
+        }
+    }
+
+    /// The allocation of this worker at an address.
+    pub(super) fn holder(&self, relayed: RelayedAddr) -> Option<AllocationId> {
+        self.socket(self.find(relayed.advertised)?)?.holder
+    }
+
     /// Holds the address of a restored record as it is on this machine.
     ///
     /// # Errors
@@ -158,7 +177,7 @@ impl Relayed {
         let token = Token::Relayed(entry.key()).encode();
         self.epoll.add(socket.as_fd(), token, Interest::Read)?;
         self.by_port.insert((relayed.family(), relayed.port()), entry.key());
-        entry.insert(RelayedSocket { relayed, socket });
+        entry.insert(RelayedSocket { relayed, socket, holder: None });
         self.routes.set(relayed, Some(self.worker));
         Ok(())
     }

@@ -56,12 +56,9 @@ impl Worker {
     }
 
     fn restore_one(&mut self, mut record: Record, ours: RelayedAddr, path: Path) {
-        if self.relayed.find(ours.advertised).is_some() {
-            // This process has it, and writes newer records of it than anybody.
-            return;
-        }
         let quota_key: Box<[u8]> = credential::quota_key(&record.username).into();
-        if let Err(error) = self.relayed.restore(ours, &quota_key) {
+        let known = self.relayed.holder(ours) == Some(record.id);
+        if !known && let Err(error) = self.relayed.restore(ours, &quota_key) {
             self.counters.lost(Loss::RestoreAddress);
             tracing::error!(
                 allocation = record.id.to_text(), port = ours.port(), %error,
@@ -70,9 +67,13 @@ impl Worker {
             return;
         }
         record.relayed = vec![ours];
+        let change = Change::Put(Box::new(record.clone()));
         let before = self.server.allocations();
         self.handle(Input::Restore { record: Box::new(record), path });
-        if self.server.allocations() == before {
+        if known || self.server.allocations() > before {
+            // The store has it already. Of one that is known the newer state counts, here and in the core.
+            self.keep(&change);
+        } else {
             // The core has no use for it; whatever it released itself is not released again.
             self.relayed.release(ours, quota_key);
         }

@@ -434,12 +434,18 @@ impl Worker {
 
     /// Journals a change and reports it.
     pub(super) fn record(&mut self, change: Change) {
-        self.streams.note(&change);
-        if let Some(journal) = &mut self.journal {
-            journal.append(&change);
-        }
+        self.keep(&change);
         if let Err(TrySendError::Full(_)) = self.reporting.changes.try_send(change) {
             self.reporting.overflow.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Journals a change.
+    pub(super) fn keep(&mut self, change: &Change) {
+        self.streams.note(change);
+        self.relayed.note(change);
+        if let Some(journal) = &mut self.journal {
+            journal.append(change);
         }
     }
 
@@ -455,6 +461,7 @@ impl Worker {
         self.flush();
         self.close_connections();
         self.commit();
+        // The addresses of those.
         self.relayed.close_released();
         self.outgoing.clear();
         self.packets.clear();

@@ -209,7 +209,9 @@ fn records_that_come_while_serving_join_and_change_nothing_that_lives() -> Resul
     // The state directory was deleted; the store's records come when the relay serves already.
     second.journal = empty.path().into();
     let (dataplane, _changes) = start(&second)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     dataplane.restore(records.clone());
+    assert_eq!(runtime.block_on(dataplane.records()).len(), 1, "asked behind the restore");
     call.goes_on()?;
     let mut stale = records;
     stale[0].channels.clear();
