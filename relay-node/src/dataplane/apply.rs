@@ -1,0 +1,229 @@
+//! What the core says about a packet, done: queued for a socket, handed to another worker or to another allocation of
+//! this one.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+use turn_core::{
+    DropReason, FiveTuple, Head, Input, IpMeta, ListenerId, Out, Path, PeerAddr, RelayedAddr, Verdict, WorkerId,
+};
+
+use super::counters::{Direction, Loss};
+use super::listen::{Listener, ListenerSocket};
+use super::outgoing::{Body, Outgoing, Target};
+use super::packet::PacketRef;
+use super::ring::Meaning;
+use super::udp;
+use super::worker::Worker;
+
+/// Where a packet came from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin {
+    Client { from: FiveTuple, path: Path, ip: IpMeta },
+    Peer { relayed: RelayedAddr, from: PeerAddr, ip: IpMeta },
+}
+
+impl Origin {
+    fn input(self, packet: &[u8]) -> Input<'_> {
+        match self {
+            Self::Client { from, path, ip } => Input::FromClient { from, path, packet, ip },
+            Self::Peer { relayed, from, ip } => Input::FromPeer { relayed, from, packet, ip },
+        }
+    }
+}
+
+/// What came of a verdict.
+enum Applied {
+    /// It is on its way, or there was nothing to send.
+    Done,
+    /// It came to nothing.
+    Dropped,
+    /// It is for another allocation of this worker.
+    Again(Origin, PacketRef),
+}
+
+/// The bytes of something to send, and how.
+struct Gathered {
+    head: Head,
+    body: Body,
+    padding: u8,
+    ip: IpMeta,
+    direction: Option<Direction>,
+}
+
+impl Worker {
+    /// Hands a packet to the core and applies what it says. Whether the packet was of use.
+    pub(super) fn feed(&mut self, mut origin: Origin, mut packet: PacketRef) -> bool {
+        // A packet for another allocation of this worker goes in once more, as from a peer; from there it can only go
+        // to a client.
+        for _ in 0..2 {
+            let input = origin.input(self.packets.bytes(packet));
+            let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+            let applied = self.apply(verdict, packet);
+            self.drain_outputs();
+            match applied {
+                Applied::Done => return true,
+                Applied::Dropped => return false,
+                Applied::Again(next, payload) => (origin, packet) = (next, payload),
+            }
+        }
+        self.counters.dropped(DropReason::Unexpected);
+        false
+    }
+
+    /// Hands in what is no packet.
+    pub(super) fn handle(&mut self, input: Input<'_>) {
+        let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+        self.apply(verdict, PacketRef::EMPTY);
+        self.drain_outputs();
+    }
+
+    fn apply(&mut self, verdict: Verdict, packet: PacketRef) -> Applied {
+        match verdict {
+            Verdict::Send { out, head, payload, padding, ip } => {
+                let body = Body::Packet(packet.range(payload.clone()));
+                match out {
+                    Out::Client { to, path } => {
+                        let direction = Some(Direction::ToClient);
+                        self.queue_to_client(to, path, Gathered { head, body, padding, ip, direction })
+                    }
+                    Out::Peer { via, to } => {
+                        let Some(key) = self.relayed.find(via.bound) else {
+                            self.counters.dropped(DropReason::NoAllocation);
+                            return Applied::Dropped;
+                        };
+                        let direction = Some(Direction::ToPeer);
+                        let gathered = Gathered { head, body, padding, ip, direction };
+                        self.queue(Target::Relayed(key), to.socket_addr(), None, gathered);
+                        Applied::Done
+                    }
+                    Out::Worker { worker, via, to } => {
+                        let payload = packet.range(payload);
+                        self.hand_over(worker, via, to, head, payload, ip)
+                    }
+                    Out::Member { .. } => {
+                        self.counters.dropped(DropReason::NoBackbone);
+                        Applied::Dropped
+                    }
+                }
+            }
+            Verdict::Reply { out } => {
+                let Out::Client { to, path } = out else {
+                    self.counters.dropped(DropReason::Unexpected);
+                    return Applied::Dropped;
+                };
+                let body = self.outgoing.copy_reply(self.server.reply());
+                let gathered = Gathered { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None };
+                self.queue_to_client(to, path, gathered)
+            }
+            Verdict::Done => Applied::Done,
+            Verdict::Drop(reason) => {
+                self.counters.dropped(reason);
+                Applied::Dropped
+            }
+        }
+    }
+
+    fn queue_to_client(&mut self, to: FiveTuple, path: Path, gathered: Gathered) -> Applied {
+        let (target, from) = match path {
+            Path::Listener(ListenerId(index)) => {
+                let index = usize::from(index);
+                let wildcard = self.listeners.get(index).is_some_and(Listener::is_wildcard);
+                (Target::Listener(index), wildcard.then_some(to.server.ip()))
+            }
+            Path::Connection(id) => match self.streams.key(id) {
+                Some(key) => (Target::Connection(key), None),
+                None => {
+                    self.counters.lost(Loss::StreamClosed);
+                    return Applied::Dropped;
+                }
+            },
+            Path::Ingress(_) => {
+                self.counters.dropped(DropReason::NoBackbone);
+                return Applied::Dropped;
+            }
+        };
+        self.queue(target, to.client, from, gathered);
+        Applied::Done
+    }
+
+    fn queue(&mut self, target: Target, to: SocketAddr, from: Option<IpAddr>, gathered: Gathered) {
+        let Gathered { head, body, padding, ip, direction } = gathered;
+        let tos = ip.dscp_ecn;
+        self.outgoing.push(target, Outgoing { to, from, tos, head, body, padding, direction });
+    }
+
+    /// From one allocation of this node to another.
+    fn hand_over(
+        &mut self,
+        worker: WorkerId,
+        via: RelayedAddr,
+        to: PeerAddr,
+        head: Head,
+        payload: PacketRef,
+        ip: IpMeta,
+    ) -> Applied {
+        let from = PeerAddr::new(via.advertised);
+        if worker != self.id {
+            let meaning = Meaning::FromPeer { relayed: to, from, ip };
+            let length = payload.len();
+            if !self.send_to_worker(worker, meaning, head, payload) {
+                return Applied::Dropped;
+            }
+            self.counters.relayed(Direction::ToPeer, length);
+            return Applied::Done;
+        }
+        let Some(relayed) = self.own_relayed(to) else {
+            self.counters.dropped(DropReason::NobodyThere);
+            return Applied::Dropped;
+        };
+        self.counters.relayed(Direction::ToPeer, payload.len());
+        Applied::Again(Origin::Peer { relayed, from, ip }, payload)
+    }
+
+    /// Copies a packet into the ring to another worker; a full ring drops it.
+    pub(super) fn send_to_worker(&mut self, worker: WorkerId, meaning: Meaning, head: Head, packet: PacketRef) -> bool {
+        let parts = [head.as_slice(), self.packets.bytes(packet), &[]];
+        let outbox = self.outboxes.get_mut(usize::from(worker.0)).and_then(Option::as_mut);
+        let pushed = outbox.is_some_and(|outbox| outbox.push(meaning, parts).is_ok());
+        if !pushed {
+            self.counters.lost(Loss::RingFull);
+        }
+        pushed
+    }
+
+    /// Sends what the turn gathered. What goes to peers leaves first: then released addresses can be closed, so that a
+    /// client that is told of the end of an allocation finds its port and its share free.
+    pub(super) fn flush(&mut self) {
+        self.outgoing.sort();
+        let mut position = 0;
+        while let Some((target, run)) = self.outgoing.run(position) {
+            let Target::Relayed(key) = target else {
+                break;
+            };
+            position = run.end;
+            if let Some(entry) = self.relayed.socket(key) {
+                let socket = entry.socket.as_fd();
+                udp::send_run(&mut self.batch, socket, &self.outgoing, &self.packets, run, &mut self.counters);
+            }
+        }
+        self.relayed.close_released();
+        while let Some((target, run)) = self.outgoing.run(position) {
+            position = run.end;
+            match target {
+                Target::Connection(key) => {
+                    self.streams.send_run(key, &self.outgoing, &self.packets, run, &mut self.counters);
+                    self.update_interest(key);
+                }
+                Target::Listener(index) => {
+                    if let ListenerSocket::Udp(socket) = &self.listeners[index].socket {
+                        let socket = socket.as_fd();
+                        udp::send_run(&mut self.batch, socket, &self.outgoing, &self.packets, run, &mut self.counters);
+                    }
+                }
+                // They come first.
+                Target::Relayed(_) => {}
+            }
+        }
+    }
+}
