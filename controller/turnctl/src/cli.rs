@@ -54,8 +54,7 @@ enum Command {
     Status(status::StatusArgs),
     Nodes(nodes::NodesArgs),
     Regions(nodes::RegionsArgs),
-    #[command(subcommand)]
-    Allocations(allocations::AllocationsCommand),
+    Allocations(allocations::AllocationsArgs),
     Discover(discover::DiscoverArgs),
     Credentials(discover::CredentialsArgs),
     Events(events::EventsArgs),
@@ -96,7 +95,7 @@ impl Command {
             Self::Status(args) => status::run(args, connection, output).await,
             Self::Nodes(args) => nodes::run(args, connection, output).await,
             Self::Regions(args) => nodes::regions(args, connection, output).await,
-            Self::Allocations(command) => allocations::run(command, connection, output).await,
+            Self::Allocations(args) => allocations::run(args, connection, output).await,
             Self::Discover(args) => discover::run(args, connection, output).await,
             Self::Credentials(args) => discover::credentials(args, connection, output).await,
             Self::Events(args) => events::run(args, connection, output).await,

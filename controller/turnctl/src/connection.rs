@@ -237,7 +237,7 @@ impl Cluster {
             tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => {
                 failure.remedy(format!("you are {}: choose another context or certificate", self.identity))
             }
-            tonic::Code::Unavailable => failure.remedy("try again, or another controller"),
+            tonic::Code::Unavailable => failure.remedy("'turnctl status' says more"),
             _ => failure,
         }
     }

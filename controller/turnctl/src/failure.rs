@@ -52,6 +52,11 @@ impl Failure {
         Self::new(Exit::Usage, what)
     }
 
+    /// Whether the same may go well a moment later.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self.exit, Exit::Unreachable | Exit::Unhealthy)
+    }
+
     /// Adds what to do about it.
     pub(crate) fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
@@ -81,7 +86,8 @@ pub(crate) fn exit_of(code: Code) -> Exit {
     match code {
         Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
         Code::NotFound => Exit::NotFound,
-        Code::Unavailable => Exit::Unreachable,
+        // It answered that it cannot serve: no relay has joined, the store is away.
+        Code::Unavailable => Exit::Unhealthy,
         Code::DeadlineExceeded => Exit::Timeout,
         _ => Exit::Failed,
     }

@@ -104,10 +104,15 @@ fn nobody_there_is_5_with_the_reason() -> Result<()> {
     let (code, _, stderr) = parts(&output);
     assert_eq!(code, Some(5), "{stderr}");
     assert!(stderr.contains("refuses your certificate") && stderr.lines().count() == 1, "{stderr}");
+    Ok(())
+}
 
-    // It says so itself.
+#[test]
+fn a_controller_that_cannot_serve_is_3() -> Result<()> {
+    let fake = Fake::start(healthy())?;
     let (code, _, stderr) = parts(&fake.turnctl(&["credentials"])?);
-    assert_eq!(code, Some(5), "{stderr}");
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("the store does not answer") && stderr.contains("turnctl status"), "{stderr}");
     Ok(())
 }
 
@@ -148,6 +153,7 @@ fn all_pages_are_listed_and_opaque_names_filter() -> Result<()> {
     };
     assert_eq!(ids(&["allocations", "list", "-o", "json"])?.len(), 5);
     assert_eq!(fake.world.lock().expect("lock").pages, 3);
+    assert_eq!(ids(&["allocations", "-o", "json"])?.len(), 5, "list is the default");
     assert_eq!(ids(&["allocations", "list", "-o", "json", "--limit", "3"])?, ["id-0", "id-1", "id-2"]);
     assert_eq!(ids(&["allocations", "list", "-o", "json", "--user", "u\\xff"])?, ["id-0", "id-2", "id-4"]);
     let (code, stdout, stderr) = parts(&fake.turnctl(&["allocations", "list", "--user", "nobody"])?);

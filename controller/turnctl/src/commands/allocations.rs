@@ -14,10 +14,18 @@ use crate::units;
 /// The most a controller gives at once.
 const PAGE: u32 = 1_000;
 
-/// List, inspect and end allocations
+/// List, inspect and end allocations; lists them unless told otherwise
+#[derive(Args, Debug)]
+#[command(visible_alias = "alloc", args_conflicts_with_subcommands = true)]
+pub(crate) struct AllocationsArgs {
+    #[command(subcommand)]
+    command: Option<AllocationsCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
 #[derive(Debug, Subcommand)]
-#[command(visible_alias = "alloc")]
-pub(crate) enum AllocationsCommand {
+enum AllocationsCommand {
     /// List live allocations
     #[command(visible_alias = "ls", after_help = LIST_EXAMPLES)]
     List(ListArgs),
@@ -84,12 +92,13 @@ pub(crate) fn user_name(text: &str) -> std::result::Result<UserName, String> {
     units::unescape(text).map(UserName)
 }
 
-pub(crate) async fn run(command: &AllocationsCommand, connection: &ConnectionOptions, output: Output) -> Result {
+pub(crate) async fn run(args: &AllocationsArgs, connection: &ConnectionOptions, output: Output) -> Result {
     let cluster = connection.connect().await?;
-    match command {
-        AllocationsCommand::List(args) => output.show(&list(args, &cluster).await?),
-        AllocationsCommand::Get(args) => output.show(&get(args, &cluster).await?),
-        AllocationsCommand::Revoke(args) => revoke(args, &cluster, output).await,
+    match &args.command {
+        None => output.show(&list(&args.list, &cluster).await?),
+        Some(AllocationsCommand::List(args)) => output.show(&list(args, &cluster).await?),
+        Some(AllocationsCommand::Get(args)) => output.show(&get(args, &cluster).await?),
+        Some(AllocationsCommand::Revoke(args)) => revoke(args, &cluster, output).await,
     }
 }
 

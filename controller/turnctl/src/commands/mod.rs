@@ -5,7 +5,7 @@ use std::time::Duration;
 use turnpike_proto::v1::Transport;
 
 use crate::connection::{Cluster, ConnectionOptions};
-use crate::failure::{Exit, Result};
+use crate::failure::Result;
 use crate::output::{Output, View};
 
 pub(crate) mod allocations;
@@ -44,7 +44,7 @@ async fn watch<V: View>(
                 connected = true;
                 output.show_again(&view)?;
             }
-            Err(failure) if failure.exit == Exit::Unreachable => {
+            Err(failure) if failure.is_passing() => {
                 if connected {
                     output.note(&format!("{failure}; trying on"));
                 }

@@ -171,9 +171,9 @@ impl View for NodesView {
     }
 
     fn blocks(&self, wide: bool, now_ms: u64) -> Vec<Block> {
-        let mut head = vec!["NODE", "REGION", "STATE", "ADDRESS", "ALLOCATIONS", "CPU", "TRAFFIC", "AGE"];
+        let mut head = vec!["NODE", "REGION", "STATE", "ADDRESS", "ALLOCATIONS", "CPU", "TRAFFIC", "EPOCH", "AGE"];
         if wide {
-            head.extend(["ZONE", "VERSION", "EPOCH", "WORKERS", "PACKETS", "BYTES", "DROPPED", "REPORT", "LISTENERS"]);
+            head.extend(["ZONE", "VERSION", "WORKERS", "PACKETS", "BYTES", "DROPPED", "REPORT", "LISTENERS"]);
         }
         let rows = self.nodes.iter().map(|node| node.row(wide, now_ms)).collect();
         vec![Block::Table { head, rows }]
@@ -191,6 +191,7 @@ impl NodeView {
             Cell::from(load.allocations.to_string()),
             Cell::from(units::permille(load.busiest_worker_permille)),
             Cell::from(units::bit_rate(load.bytes_per_second)),
+            Cell::from(self.epoch.to_string()),
             Cell::from(units::age(self.registered_at_ms, now_ms)),
         ];
         if wide {
@@ -198,7 +199,6 @@ impl NodeView {
             row.extend([
                 Cell::from(&self.zone),
                 Cell::from(&self.version),
-                Cell::from(self.epoch.to_string()),
                 Cell::from(self.workers.to_string()),
                 Cell::from(load.packets.to_string()),
                 Cell::from(units::bytes(load.bytes)),

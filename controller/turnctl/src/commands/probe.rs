@@ -1,5 +1,7 @@
 //! `turnctl probe`: does a relay carry packets.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde::Serialize;
 use turnpike_proto::v1::DiscoverRequest;
@@ -9,7 +11,7 @@ use super::discover::{self, Via};
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{Block, Cell, Output, Tone, View};
-use crate::probe::{self, Login, Outcome, Plan, ProbeReport, TurnUri};
+use crate::probe::{self, Login, Outcome, Plan, ProbeReport, Step, TurnUri};
 use crate::units;
 
 /// Carry packets between two clients through a relay, each step timed
@@ -125,7 +127,7 @@ struct ProbeView {
 impl ProbeView {
     fn failure(&self, exit: Exit) -> Failure {
         let failed: Vec<_> = self.probes.iter().filter(|probe| !probe.ok).collect();
-        let what = failed.first().map_or_else(String::new, |probe| probe.verdict());
+        let what = failed.first().map_or_else(String::new, |probe| probe.complaint());
         let failure = match failed.len() {
             0 | 1 => Failure::new(exit, what),
             more => Failure::new(exit, format!("{what}, and {} more probes failed", more - 1)),
@@ -146,47 +148,58 @@ impl ProbeReport {
         }
     }
 
-    fn verdict(&self) -> String {
+    /// What went wrong.
+    fn complaint(&self) -> String {
         match self.steps.iter().find(|step| step.outcome == Outcome::Failed) {
             Some(step) => format!("{} fails at {}: {}", self.route(), step.name, step.detail),
-            None if self.packets_returned < self.packets_sent => {
-                format!("{} loses {} of {} packets", self.route(), self.packets_sent - self.packets_returned, self.packets_sent)
-            }
-            None => format!("{} carries packets", self.route()),
+            None => format!("{} fails", self.route()),
         }
+    }
+
+    fn row(&self) -> Vec<Cell> {
+        let verdict = match (self.ok, self.packets_returned < self.packets_sent) {
+            (true, false) => Cell::toned("carries packets", Tone::Good),
+            (true, true) => Cell::toned("loses packets", Tone::Attention),
+            (false, _) => Cell::toned("fails", Tone::Bad),
+        };
+        let allocate = self.steps.iter().find(|step| step.name == "allocate a" && step.outcome == Outcome::Ok);
+        let round_trip = self.round_trip_ms.map(|ms| units::measured(Duration::from_secs_f64(ms / 1e3)));
+        vec![
+            verdict,
+            Cell::from(self.route()),
+            Cell::from(allocate.map(|step| units::measured(step.took)).unwrap_or_default()),
+            Cell::from(round_trip.unwrap_or_default()),
+            Cell::from(format!("{} of {}", self.packets_returned, self.packets_sent)),
+        ]
     }
 }
 
+/// More probes than this are a summary; the steps of those that failed, or of all with `-o wide`, stand before it.
+const IN_FULL: usize = 2;
+
 impl View for ProbeView {
-    fn blocks(&self, _wide: bool, _now_ms: u64) -> Vec<Block> {
+    fn blocks(&self, wide: bool, _now_ms: u64) -> Vec<Block> {
         let mut blocks = Vec::new();
-        for probe in &self.probes {
-            let row = |step: &probe::Step| {
-                let (outcome, tone) = match step.outcome {
-                    Outcome::Ok => ("ok", Tone::Good),
-                    Outcome::Lossy => ("lossy", Tone::Attention),
-                    Outcome::Failed => ("failed", Tone::Bad),
-                };
-                vec![
-                    Cell::from(step.name),
-                    Cell::toned(outcome, tone),
-                    Cell::from(units::measured(step.took)),
-                    Cell::from(&step.detail),
-                ]
-            };
+        let in_full = wide || self.probes.len() <= IN_FULL;
+        for probe in self.probes.iter().filter(|probe| in_full || !probe.ok) {
             blocks.push(Block::Lines(vec![Cell::toned(probe.route(), Tone::Heading)]));
-            let rows = probe.steps.iter().map(row).collect();
+            let rows = probe.steps.iter().map(step_row).collect();
             blocks.push(Block::Table { head: vec!["STEP", "RESULT", "TIME", "DETAIL"], rows });
         }
-        let verdict = |probe: &ProbeReport| {
-            let (mark, tone) = match (probe.ok, probe.packets_returned < probe.packets_sent) {
-                (true, false) => ("ok", Tone::Good),
-                (true, true) => ("! ", Tone::Attention),
-                (false, _) => ("x ", Tone::Bad),
-            };
-            Cell::toned(format!("{mark} {}", probe.verdict()), tone)
-        };
-        blocks.push(Block::Lines(self.probes.iter().map(verdict).collect()));
+        blocks.push(Block::Table {
+            head: vec!["VERDICT", "SERVER", "ALLOCATE", "ROUND TRIP", "PACKETS"],
+            rows: self.probes.iter().map(ProbeReport::row).collect(),
+        });
         blocks
     }
+}
+
+fn step_row(step: &Step) -> Vec<Cell> {
+    let (outcome, tone) = match step.outcome {
+        Outcome::Ok => ("ok", Tone::Good),
+        Outcome::Lossy => ("lossy", Tone::Attention),
+        Outcome::Failed => ("failed", Tone::Bad),
+    };
+    let time = Cell::from(units::measured(step.took));
+    vec![Cell::from(step.name), Cell::toned(outcome, tone), time, Cell::from(&step.detail)]
 }

@@ -44,7 +44,7 @@ pub(crate) async fn run(args: &StatusArgs, connection: &ConnectionOptions, outpu
         let why = match &fetched {
             Ok(status) if status.healthy => return output.show(status),
             Ok(status) => status.verdict(),
-            Err(failure) if failure.exit == Exit::Unreachable => failure.to_string(),
+            Err(failure) if failure.is_passing() => failure.to_string(),
             Err(_) => String::new(),
         };
         if args.wait && !why.is_empty() {
@@ -147,8 +147,12 @@ impl StatusView {
 
 fn problems(status: &StatusResponse, nodes: &NodesView, now_ms: u64) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let mut warnings = status.warnings.clone();
     let mut add = |severity, message: String, hint: &str| {
-        problems.push(Problem { severity, message, hint: Some(hint.into()).filter(|hint: &String| !hint.is_empty()) });
+        // The controller may say the same and go on with the reason: then its words are the better ones.
+        let same = warnings.iter().position(|warning| warning.starts_with(&message));
+        let message = same.map_or(message, |at| warnings.remove(at));
+        problems.push(Problem { severity, message, hint: Some(hint.into()) });
     };
     if !status.store_healthy {
         let message = format!("the {} store does not answer", status.store);
@@ -166,18 +170,19 @@ fn problems(status: &StatusResponse, nodes: &NodesView, now_ms: u64) -> Vec<Prob
         match node.state {
             State::Ready => *ready += 1,
             State::Draining => {
-                add(Severity::Warning, format!("{id} is draining"), "no action; it takes no new calls");
+                add(Severity::Warning, format!("relay {id} is draining"), "no action; it takes no new calls");
             }
             State::Overloaded => {
-                add(Severity::Warning, format!("{id} is overloaded"), "add a relay to its region, or raise its limits");
+                let hint = "add a relay to its region, or raise its limits";
+                add(Severity::Warning, format!("relay {id} is overloaded"), hint);
             }
             State::Suspect => {
                 let silent = units::age(node.last_report_at_ms, now_ms);
-                let message = format!("{id} is suspect: no session, last report {silent} ago");
-                add(Severity::Error, message, "look at its process and at its way to the controllers");
+                let hint = format!("last report {silent} ago; look at its process and at its way to the controllers");
+                add(Severity::Error, format!("relay {id} is suspect"), &hint);
             }
             State::Unknown => {
-                add(Severity::Warning, format!("{id} is in a state this turnctl does not know"), "update turnctl");
+                add(Severity::Warning, format!("relay {id} is in a state this turnctl does not know"), "update turnctl");
             }
         }
     }
@@ -185,9 +190,8 @@ fn problems(status: &StatusResponse, nodes: &NodesView, now_ms: u64) -> Vec<Prob
         let hint = "its clients are sent to other regions; bring a relay back or add one";
         add(Severity::Error, format!("region {region} has no ready relay"), hint);
     }
-    for warning in &status.warnings {
-        add(Severity::Warning, warning.clone(), "");
-    }
+    let further = |message| Problem { severity: Severity::Warning, message, hint: None };
+    problems.extend(warnings.into_iter().map(further));
     problems.sort_by_key(|problem| problem.severity);
     problems
 }
@@ -284,22 +288,22 @@ Allocations   12
     #[test]
     fn each_problem_has_its_hint_and_errors_come_first() {
         let states = [("eu-1", "eu", NodeState::Draining), ("us-1", "us", NodeState::Suspect)];
-        let view = view(false, &states, &["discovery is open to all"]);
+        let view = view(false, &states, &["relay us-1 is suspect: no session", "something else"]);
         assert!(!view.healthy);
         let table = render(&view, Format::Table, false, NOW).expect("renders");
         let problems = table.split_once("\n\n").expect("problems").1;
         let expected = "\
 x the embedded store does not answer
   -> calls go on; look at the store and the controller's log before relays must restart
-x us-1 is suspect: no session, last report 4s ago
-  -> look at its process and at its way to the controllers
+x relay us-1 is suspect: no session
+  -> last report 4s ago; look at its process and at its way to the controllers
 x region eu has no ready relay
   -> its clients are sent to other regions; bring a relay back or add one
 x region us has no ready relay
   -> its clients are sent to other regions; bring a relay back or add one
-! eu-1 is draining
+! relay eu-1 is draining
   -> no action; it takes no new calls
-! discovery is open to all
+! something else
 ";
         assert_eq!(problems, expected);
         assert_eq!(view.verdict(), "the cluster is unhealthy: the embedded store does not answer, and 3 more");
