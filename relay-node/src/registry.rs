@@ -38,11 +38,11 @@ pub enum RestoreError {
 pub struct Registry {
     relay_ips: Vec<RelayIp>,
     ports: RangeInclusive<u16>,
-    bounds: Bounds,
     state: Mutex<State>,
 }
 
 struct State {
+    bounds: Bounds,
     /// One per relay IP.
     held: Vec<PortSet>,
     allocations: usize,
@@ -53,9 +53,14 @@ struct State {
 impl Registry {
     /// Nothing is held yet. New ports come from `ports`; a restored one may lie outside.
     pub fn new(relay_ips: Vec<RelayIp>, ports: RangeInclusive<u16>, bounds: Bounds) -> Self {
-        let state =
-            State { held: relay_ips.iter().map(|_| PortSet::new()).collect(), allocations: 0, by_user: HashMap::new() };
-        Self { relay_ips, ports, bounds, state: Mutex::new(state) }
+        let held = relay_ips.iter().map(|_| PortSet::new()).collect();
+        let state = State { bounds, held, allocations: 0, by_user: HashMap::new() };
+        Self { relay_ips, ports, state: Mutex::new(state) }
+    }
+
+    /// Sets [`Bounds::user_quota`] for allocations to come; those held stay.
+    pub fn set_user_quota(&self, user_quota: usize) {
+        self.lock().bounds.user_quota = user_quota;
     }
 
     /// Counts an allocation for a user and opens a socket for it with `open`, on a port that nobody can guess: each
@@ -70,7 +75,7 @@ impl Registry {
         mut open: impl FnMut(SocketAddr) -> io::Result<T>,
     ) -> Result<(RelayedAddr, T), BindError> {
         let index = self.index_of(family).ok_or(BindError::FamilyUnsupported)?;
-        self.lock().count(quota_key, self.bounds)?;
+        self.lock().count(quota_key)?;
         // Ports that another program holds stay marked until the end, so that none is tried twice.
         let mut foreign = Vec::new();
         let mut opened = Err(BindError::NoPort);
@@ -162,10 +167,10 @@ impl Registry {
 }
 
 impl State {
-    fn count(&mut self, quota_key: &[u8], bounds: Bounds) -> Result<(), BindError> {
+    fn count(&mut self, quota_key: &[u8]) -> Result<(), BindError> {
         let reached = |count, bound| bound != 0 && count >= bound;
         let of_user = self.by_user.get(quota_key).copied().unwrap_or(0);
-        if reached(self.allocations, bounds.max_allocations) || reached(of_user, bounds.user_quota) {
+        if reached(self.allocations, self.bounds.max_allocations) || reached(of_user, self.bounds.user_quota) {
             return Err(BindError::QuotaReached);
         }
         self.add(quota_key);
@@ -309,6 +314,19 @@ mod tests {
         registry.release(first, b"alice");
         bind(b"carol").expect("one is free");
         assert_eq!(bind(b"dave"), Err(BindError::QuotaReached), "released once, freed once");
+    }
+
+    #[test]
+    fn a_new_quota_counts_what_is_held() {
+        let registry = registry(50_000..=50_100, Bounds { max_allocations: 0, user_quota: 1 });
+        let bind = || registry.bind(Family::V4, b"alice", granted).map(|(relayed, ())| relayed);
+        bind().expect("first");
+        registry.set_user_quota(2);
+        bind().expect("second");
+        registry.set_user_quota(1);
+        assert_eq!(bind(), Err(BindError::QuotaReached));
+        registry.set_user_quota(0);
+        bind().expect("no limit");
     }
 
     #[test]

@@ -76,15 +76,8 @@ impl StateDirectory {
     /// # Errors
     /// See [`StateError`].
     pub fn open(path: &Path, node_id: &str) -> Result<Self, StateError> {
-        let at = |path: &Path, error: io::Error| StateError::Io {
-            path: path.into(),
-            error,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| at(path, error))?;
+        let at = |path: &Path, error: io::Error| StateError::Io { path: path.into(), error };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| at(path, error))?;
         close_to_others(path)?;
         let lock = path.join(LOCK);
         let file = OpenOptions::new()
@@ -99,11 +92,7 @@ impl StateDirectory {
             Err(TryLockError::WouldBlock) => return Err(StateError::InUse(path.into())),
             Err(TryLockError::Error(error)) => return Err(at(&lock, error)),
         }
-        let mut directory = Self {
-            path: path.into(),
-            restore_wanted: false,
-            _lock: file,
-        };
+        let mut directory = Self { path: path.into(), restore_wanted: false, _lock: file };
         match directory.read(NODE)? {
             Some(owner) if owner != node_id.as_bytes() => {
                 return Err(StateError::OtherNode {
@@ -239,18 +228,12 @@ impl StateDirectory {
     /// Replaces a file whole: after a crash there is the old one or the new one.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.path.join(name);
-        self.replace(&path, bytes)
-            .map_err(|error| StateError::Io { path, error })
+        self.replace(&path, bytes).map_err(|error| StateError::Io { path, error })
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let new = path.with_extension("new");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&new, path)?;
@@ -260,10 +243,7 @@ impl StateDirectory {
 
 /// The directory holds secrets: nobody else may look in.
 fn close_to_others(path: &Path) -> Result<(), StateError> {
-    let metadata = std::fs::metadata(path).map_err(|error| StateError::Io {
-        path: path.into(),
-        error,
-    })?;
+    let metadata = std::fs::metadata(path).map_err(|error| StateError::Io { path: path.into(), error })?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
@@ -301,14 +281,10 @@ mod tests {
     fn one_process_and_one_node_use_it() {
         let path = tempfile::tempdir().expect("tempdir");
         let first = StateDirectory::open(path.path(), "eu-1").expect("free");
-        let second = StateDirectory::open(path.path(), "eu-1")
-            .expect_err("locked")
-            .to_string();
+        let second = StateDirectory::open(path.path(), "eu-1").expect_err("locked").to_string();
         assert!(second.contains("is in use by another relay-node"), "{second}");
         drop(first);
-        let other = StateDirectory::open(path.path(), "eu-2")
-            .expect_err("another node")
-            .to_string();
+        let other = StateDirectory::open(path.path(), "eu-2").expect_err("another node").to_string();
         assert!(other.contains("belongs to relay \"eu-1\", this is \"eu-2\""), "{other}");
         StateDirectory::open(path.path(), "eu-1").expect("the lock ended with its holder");
     }

@@ -260,6 +260,7 @@ fn newer_settings_come_into_force_and_older_ones_do_not() {
     relay.wait_for("/readyz", 200);
     let mut newer = settings(2);
     newer.static_users[0].password = b"changed".to_vec();
+    newer.user_quota = 2;
     newer.record_keys.insert(0, v1::Secret { id: 3, value: b"another record key".to_vec() });
     session.say(Say::Settings(newer));
     // A new record key seals everything anew.
@@ -268,6 +269,8 @@ fn newer_settings_come_into_force_and_older_ones_do_not() {
     session.say(Say::Settings(settings(1)));
     relay.log("this relay keeps its newer ones of revision 2");
     TurnClient::new(relay.address(), "alice", "changed").allocate();
+    let third = TurnClient::new(relay.address(), "alice", "changed").perform(|client, now| client.allocate(now));
+    assert!(matches!(third, Event::Failed(..)), "the new quota is 2: {third:?}");
 }
 
 #[test]

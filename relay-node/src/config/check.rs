@@ -278,8 +278,8 @@ impl Settings {
         all
     }
 
-    /// What the data plane is started with. `cluster_quota` counts where this relay has no number of its own.
-    pub fn dataplane(&self, epoch: u64, journal: PathBuf, cluster_quota: usize) -> DataplaneConfig {
+    /// What the data plane is started with. `user_quota` is this relay's number, or the cluster's.
+    pub fn dataplane(&self, epoch: u64, journal: PathBuf, user_quota: usize) -> DataplaneConfig {
         DataplaneConfig {
             workers: self.workers,
             listen: self.listen.clone(),
@@ -289,7 +289,7 @@ impl Settings {
             epoch,
             journal,
             max_allocations: self.max_allocations,
-            user_quota: if self.user_quota == 0 { cluster_quota } else { self.user_quota },
+            user_quota,
             stream_send_cap: self.stream_send_cap,
             max_connections: self.max_connections,
         }

@@ -26,7 +26,8 @@ pub struct Config {
     pub region: String,
     /// Zone inside the region.
     pub zone: String,
-    /// Where the journal, the epoch and the last session's settings are kept; mode 0700.
+    /// Where the journal, the epoch and the last session's settings are kept; mode 0700. A relative path starts at the
+    /// file's directory, as all paths of the file do.
     pub state_dir: PathBuf,
     /// Client-facing addresses, `udp://IP:PORT` or `tcp://IP:PORT`; 3478 is TURN's registered port.
     pub listen: Vec<String>,
@@ -50,7 +51,7 @@ pub struct Config {
     pub static_users: Vec<StaticUser>,
     /// Controllers to join, `https://HOST:PORT`; none is a stand-alone relay.
     pub controllers: Vec<String>,
-    /// This relay's certificate for the controllers. Relative paths start at the file's directory.
+    /// This relay's certificate for the controllers.
     pub tls: Tls,
     /// IP and port of `/livez`, `/readyz` and `/metrics`; empty for none.
     pub http: String,
@@ -169,7 +170,8 @@ impl Config {
         let mut config = Self::parse(&text)
             .map_err(|error| ConfigError { problem: format!("{} (in {})", error.problem, file.display()), ..error })?;
         let directory = file.parent().unwrap_or(Path::new(""));
-        for path in [&mut config.tls.ca, &mut config.tls.certificate, &mut config.tls.key] {
+        let tls = &mut config.tls;
+        for path in [&mut config.state_dir, &mut tls.ca, &mut tls.certificate, &mut tls.key] {
             if !path.as_os_str().is_empty() {
                 *path = directory.join(&*path);
             }

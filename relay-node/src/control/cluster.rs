@@ -72,6 +72,7 @@ pub(crate) struct Local {
     pub(crate) denied: Vec<Network>,
     pub(crate) relay_ips: Vec<IpAddr>,
     pub(crate) allow_loopback: bool,
+    pub(crate) user_quota: usize,
 }
 
 impl Local {
@@ -84,6 +85,7 @@ impl Local {
             denied: settings.denied_peers.clone(),
             relay_ips: settings.relay_ips.iter().map(|ip| ip.advertised).collect(),
             allow_loopback: settings.allow_loopback_peers,
+            user_quota: settings.user_quota,
         }
     }
 }
@@ -128,9 +130,12 @@ impl Cluster {
         self.settings.as_ref().map(|s| s.record_keys.clone()).unwrap_or_default()
     }
 
-    /// Allocations one user may hold on one relay, 0 for no limit.
-    pub(crate) fn user_quota(&self) -> usize {
-        self.settings.as_ref().map_or(0, |s| s.user_quota)
+    /// Allocations one user may hold on this relay, 0 for no limit: its own number, else the cluster's.
+    pub(crate) fn user_quota(&self, local: &Local) -> usize {
+        match local.user_quota {
+            0 => self.settings.as_ref().map_or(0, |s| s.user_quota),
+            own => own,
+        }
     }
 
     /// Whether clients can be authenticated.
@@ -242,6 +247,7 @@ mod tests {
             denied: vec![parse_network("192.168.0.0/16").expect("literal")],
             relay_ips: vec!["198.51.100.7".parse().expect("literal")],
             allow_loopback: true,
+            user_quota: 0,
         }
     }
 
@@ -266,7 +272,8 @@ mod tests {
         assert_eq!(settings.policy.members.len(), 2);
         assert!(settings.policy.allow_loopback);
         assert_eq!(cluster.record_keys().0[0].id, 2);
-        assert_eq!(cluster.user_quota(), 3);
+        assert_eq!(cluster.user_quota(&local), 3);
+        assert_eq!(cluster.user_quota(&Local { user_quota: 1, ..local }), 1);
     }
 
     #[test]

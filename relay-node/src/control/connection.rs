@@ -186,8 +186,11 @@ fn broken(error: &tonic::transport::Error) -> Lost {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     Lost::Controller(text.split_whitespace().collect::<Vec<_>>().join(" "))

@@ -126,9 +126,9 @@ impl Control {
         Arc::new(self.cluster.turn_settings(&self.local))
     }
 
-    /// Allocations one user may hold on a relay of this cluster, 0 for no limit.
+    /// Allocations one user may hold on this relay, 0 for no limit.
     pub fn user_quota(&self) -> usize {
-        self.cluster.user_quota()
+        self.cluster.user_quota(&self.local)
     }
 
     /// Joins before anything is served, where the store may hold records this relay has lost, and returns them. Gives
@@ -298,6 +298,7 @@ impl Control {
         self.status.set_credentials(self.cluster.has_credentials(&self.local));
         if let Some(dataplane) = &self.dataplane {
             dataplane.configure(self.turn_settings());
+            dataplane.set_user_quota(self.user_quota());
         }
     }
 

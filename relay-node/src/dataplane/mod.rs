@@ -29,6 +29,7 @@ use turn_core::{AllocationId, Change, Record, Settings};
 use self::start::Starting;
 use self::worker::{Command, Shown};
 use crate::journal::Succession;
+use crate::registry::Registry;
 use crate::sys::epoll::Waker;
 use crate::sys::process::raise_descriptor_limit;
 
@@ -107,6 +108,7 @@ pub struct WorkerSnapshot {
 pub struct Dataplane {
     workers: Vec<Handle>,
     listen: Vec<Listen>,
+    registry: Arc<Registry>,
     overflow: Arc<AtomicBool>,
 }
 
@@ -154,8 +156,9 @@ impl Dataplane {
             starting.spawn(&config, &settings, listeners, records, &succession)?;
         }
         let overflow = Arc::clone(&starting.reporting.overflow);
+        let registry = Arc::clone(&starting.registry);
         // From here on dropping the handles ends the workers, which wait for the word to read.
-        let dataplane = Self { workers: std::mem::take(&mut starting.handles), listen, overflow };
+        let dataplane = Self { workers: std::mem::take(&mut starting.handles), listen, registry, overflow };
         starting.finish(succession)?;
         Ok((dataplane, receiver))
     }
@@ -168,6 +171,11 @@ impl Dataplane {
     /// Hands new settings to every worker.
     pub fn configure(&self, settings: Arc<Settings>) {
         self.tell(|| Command::Configure(Arc::clone(&settings)));
+    }
+
+    /// Allocations one user may hold on this node from now on, 0 for no limit; those held stay.
+    pub fn set_user_quota(&self, user_quota: usize) {
+        self.registry.set_user_quota(user_quota);
     }
 
     /// Records are written under this epoch from now on.

@@ -22,7 +22,7 @@ use crate::sys::epoll::{Epoll, Waker};
 pub(super) struct Starting {
     pub(super) handles: Vec<Handle>,
     pub(super) reporting: Reporting,
-    registry: Arc<Registry>,
+    pub(super) registry: Arc<Registry>,
     routes: Arc<Routes>,
     wakers: Vec<Arc<Waker>>,
     /// Rings of the workers that have not been spawned, the first one last.
