@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng, SeedableRng};
 use support::{Clock, PATH, Ports, addr, five_tuple};
-use turn_core::client::{Client, ClientConfig, Event};
+use turn_core::client::{Client, Event};
 use turn_core::wire::ChannelNumber;
-use turn_core::{Input, IpMeta, Out, Output, PeerAddr, Server, Transport, Verdict};
+use turn_core::{Input, IpMeta, Out, Output, PeerAddr, Server, Verdict};
 
 const DELAY: u32 = 20;
 
@@ -40,15 +40,8 @@ struct World {
 impl World {
     fn new(seed: u8, loss_percent: u32, clients: usize) -> Self {
         let client = |number: usize| {
-            let config = ClientConfig {
-                transport: Transport::Udp,
-                username: b"user".to_vec(),
-                password: b"password".to_vec(),
-                family: None,
-                lifetime: None,
-                seed: [seed.wrapping_add(number as u8); 32],
-            };
-            (SocketAddr::new(addr("203.0.113.1:0").ip(), 5000 + number as u16), Client::new(config))
+            let address = SocketAddr::new(addr("203.0.113.1:0").ip(), 5000 + number as u16);
+            (address, support::client(None, None, seed.wrapping_add(number as u8)))
         };
         Self {
             clock: Clock::new(),

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use turn_core::client::{Client, ClientConfig, Event};
+use turn_core::client::{Client, Event};
 use turn_core::wire::ChannelNumber;
-use turn_core::{
-    Family, Input, IpMeta, Output, PeerAddr, Policy, Record, RelayedAddr, Server, Settings, Transport, Verdict,
-};
+use turn_core::{Family, Input, IpMeta, Output, PeerAddr, Policy, Record, RelayedAddr, Server, Settings, Verdict};
 
 use super::{Clock, PATH, Ports, addr, five_tuple};
 
@@ -27,17 +25,7 @@ struct Driver {
 
 /// Runs `bytes` as a history. Panics where something does not hold.
 pub fn drive(bytes: &[u8]) {
-    let client = |number| {
-        let config = ClientConfig {
-            transport: Transport::Udp,
-            username: b"user".to_vec(),
-            password: b"password".to_vec(),
-            family: (number == 3).then_some(Family::V6),
-            lifetime: (number == 2).then_some(60),
-            seed: [number; 32],
-        };
-        Client::new(config)
-    };
+    let client = |number| super::client((number == 3).then_some(Family::V6), (number == 2).then_some(60), number);
     let mut driver = Driver {
         clock: Clock::new(),
         server: super::server(),
@@ -69,7 +57,7 @@ impl Driver {
         let channel = ChannelNumber::new(0x4000 + u16::from(argument % 8)).expect("in range");
         match step & 0x0F {
             0 => {
-                self.from_client(index + CLIENTS, payload);
+                self.hand_in(index + CLIENTS, payload);
                 return payload.len();
             }
             1 => self.clients[index].allocate(mono),
@@ -90,7 +78,7 @@ impl Driver {
                 if let (Some(at), Some(byte)) = (payload.first(), packet.get_mut(usize::from(argument))) {
                     *byte ^= at;
                 }
-                self.from_client(index, &packet);
+                self.hand_in(index, &packet);
                 return 1;
             }
             9 => self.records = self.server.records(self.clock.now()).collect(),
@@ -120,7 +108,7 @@ impl Driver {
             13 => {
                 self.serve(Input::Own { epoch: u64::from(argument) }, &[]);
             }
-            14 => self.ports.exhausted = argument % 2 == 0,
+            14 => self.ports.exhausted = argument.is_multiple_of(2),
             _ => {
                 let relayed = self.relayed(argument);
                 self.serve(Input::Icmp { relayed, peer: PeerAddr::new(peer), kind: 3, code: argument }, &[]);
@@ -162,7 +150,7 @@ impl Driver {
     fn pump(&mut self) {
         for index in 0..CLIENTS {
             while let Some(packet) = self.clients[index].poll_transmit() {
-                if self.from_client(index, &packet) {
+                if self.hand_in(index, &packet) {
                     let mono = self.clock.mono();
                     let reply = self.server.reply().to_vec();
                     self.clients[index].handle_packet(mono, &reply);
@@ -176,7 +164,7 @@ impl Driver {
     }
 
     /// Hands in a packet of a client; true if it was answered.
-    fn from_client(&mut self, index: usize, packet: &[u8]) -> bool {
+    fn hand_in(&mut self, index: usize, packet: &[u8]) -> bool {
         let from = five_tuple(client_address(index));
         let verdict = self.serve(Input::FromClient { from, path: PATH, packet, ip: IP }, packet);
         let answered = matches!(verdict, Verdict::Reply { .. });

@@ -8,9 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use turn_core::client::{Client, ClientConfig, Event};
+use turn_core::wire::ChannelNumber;
 use turn_core::{
-    BindError, BindRequest, Family, FiveTuple, Host, Key, KeyRing, ListenerId, Now, Path, PeerAddr, RelayedAddr, Route,
-    Server, Settings, StaticUser, Transport, WorkerId,
+    BindError, BindRequest, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing, ListenerId, Now, Path, PeerAddr,
+    RelayedAddr, Route, Server, Settings, StaticUser, Transport, Verdict, WorkerId,
 };
 
 /// Where clients reach the relay, and its relay IP.
@@ -108,5 +110,68 @@ impl Clock {
     /// Moves to an instant that is not in the past.
     pub fn advance_to(&mut self, at: Instant) {
         self.elapsed = self.elapsed.max(at.saturating_duration_since(self.start));
+    }
+}
+
+pub const CLIENT: &str = "203.0.113.1:5000";
+pub const CHANNEL_PEER: &str = "203.0.113.77:7000";
+pub const OTHER_PEER: &str = "203.0.113.78:7000";
+
+/// A client that authenticates as [`settings`] knows it.
+pub fn client(family: Option<Family>, lifetime: Option<u32>, seed: u8) -> Client {
+    Client::new(ClientConfig {
+        transport: Transport::Udp,
+        username: b"user".to_vec(),
+        password: b"password".to_vec(),
+        family,
+        lifetime,
+        seed: [seed; 32],
+    })
+}
+
+pub fn send_indication(to: SocketAddr, data: &[u8]) -> Vec<u8> {
+    let mut client = client(None, None, 2);
+    client.send(to, data);
+    client.poll_transmit().expect("a Send indication")
+}
+
+/// A server that holds one allocation, of [`CLIENT`]: channel 0x4000 to [`CHANNEL_PEER`], a permission for
+/// [`OTHER_PEER`].
+pub struct Station {
+    pub clock: Clock,
+    pub server: Server,
+    pub ports: Ports,
+    pub relayed: RelayedAddr,
+}
+
+impl Station {
+    pub fn new() -> Self {
+        let clock = Clock::new();
+        let (mut server, mut ports) = (server(), Ports::default());
+        let mut client = client(None, None, 1);
+        client.allocate(clock.mono());
+        let mut allocated = None;
+        let from = five_tuple(addr(CLIENT));
+        while let Some(packet) = client.poll_transmit() {
+            let input = Input::FromClient { from, path: PATH, packet: &packet, ip: IpMeta::default() };
+            let verdict = server.handle_input(clock.now(), input, &mut ports);
+            assert!(matches!(verdict, Verdict::Reply { .. }), "{verdict:?}");
+            client.handle_packet(clock.mono(), server.reply());
+            while server.poll_output().is_some() {}
+            while let Some(event) = client.poll_event() {
+                match event {
+                    Event::Allocated { relayed, .. } => {
+                        allocated = Some(relayed);
+                        let channel = ChannelNumber::new(0x4000).expect("in range");
+                        client.bind_channel(clock.mono(), channel, addr(CHANNEL_PEER));
+                        client.permit(clock.mono(), &[addr(OTHER_PEER).ip()]);
+                    }
+                    Event::Failed(..) => panic!("{event:?}"),
+                    _ => {}
+                }
+            }
+        }
+        let relayed = allocated.expect("allocated");
+        Self { clock, server, ports, relayed: RelayedAddr { bound: relayed, advertised: relayed } }
     }
 }
