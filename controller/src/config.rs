@@ -251,7 +251,7 @@ impl TryFrom<Config> for Settings {
             "realm",
             "must not hold quotes, backslashes or control characters",
         )?;
-        check(config.grpc != config.http, "http", "must be another address than grpc")?;
+        check(config.grpc != config.http || config.http.port() == 0, "http", "must be another address than grpc")?;
         check(
             (60..=MAX_CREDENTIAL_TTL).contains(&config.credential_ttl),
             "credential_ttl",

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use controller::api::console::Feed;
@@ -12,6 +13,7 @@ use controller::health::Health;
 use controller::replica::Opener;
 use controller::server::{self, Limits};
 use controller::{api, config, metrics, replica};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +69,8 @@ async fn run(settings: Settings, tls: Arc<ServerConfig>, opener: Opener) -> anyh
     let grpc_listener = server::bind("grpc", settings.grpc).await?;
     let http_listener = server::bind("http", settings.http).await?;
     let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(id = settings.id, version, grpc = %settings.grpc, http = %settings.http, "the controller starts");
+    let (grpc, http) = (grpc_listener.local_addr()?, http_listener.local_addr()?);
+    tracing::info!(id = settings.id, version, %grpc, %http, "the controller starts");
     if settings.api_keys.is_empty() {
         tracing::warn!("api_keys is empty: discovery and the console are open to all who reach the http address");
     }
@@ -95,21 +98,31 @@ async fn run(settings: Settings, tls: Arc<ServerConfig>, opener: Opener) -> anyh
             nodes = replica.fleet.snapshot().nodes.len(),
             "the controller is ready"
         );
-        let upkeep = async {
-            loop {
-                tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-                prometheus.run_upkeep();
-            }
+        let background = async {
+            let close_sessions = async {
+                shutdown.cancelled().await;
+                // The relays go to another replica at once.
+                replica.relays.close();
+            };
+            tokio::join!(feed.run(replica.clone()), replica.clone().watch_store(shutdown.clone()), close_sessions);
         };
         tokio::select! {
-            ((), ()) = async { tokio::join!(feed.run(replica.clone()), replica.watch_store(shutdown.clone())) } => {}
-            () = upkeep => {}
+            () = background => {}
+            () = upkeep(prometheus) => {}
         }
     }
     let (grpc, http, stop) = tokio::join!(grpc, http, stop);
     grpc.and(http).and(stop).context("a server broke")?;
     tracing::info!("the controller has stopped");
     Ok(())
+}
+
+/// Histograms are folded now and then, or they would grow while nobody asks for metrics.
+async fn upkeep(prometheus: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        prometheus.run_upkeep();
+    }
 }
 
 /// Ends the process in order on SIGTERM or SIGINT.

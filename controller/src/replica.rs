@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::join::{Opener, join};
 use crate::allocations::Allocations;
+use crate::api::fleet::{FleetOptions, FleetService};
 use crate::api::view::{NodeJson, Rates};
 use crate::config::Settings;
 use crate::discovery::Discovery;
@@ -39,6 +40,8 @@ pub struct Replica {
     pub keys: Arc<Keys>,
     /// The allocations in the store.
     pub allocations: Allocations,
+    /// The service that relays' sessions are with.
+    pub relays: FleetService,
     /// Discovery over the fleet.
     pub discovery: Discovery,
     /// Keys that open HTTP discovery and the console; empty leaves them open to all.
@@ -68,6 +71,8 @@ impl Replica {
         let steering = Steering::new(settings.terms.clone(), getrandom::u64().unwrap_or_default());
         let discovery = Discovery::new(fleet.clone(), steering, keys.clone(), settings.credential_ttl);
         let allocations = Allocations::start(store.clone(), fleet.clone(), keys.clone());
+        let options = FleetOptions { controller_id: settings.id.clone(), lease: settings.lease };
+        let relays = FleetService::start(store.clone(), fleet.clone(), keys.clone(), options);
         let sweeper = Sweeper::start(store.clone(), fleet.clone(), keys.clone(), settings.id.clone());
         Ok(Self {
             id: settings.id.clone(),
@@ -76,6 +81,7 @@ impl Replica {
             fleet,
             keys,
             allocations,
+            relays,
             discovery,
             api_keys: settings.api_keys.clone(),
             started: Instant::now(),

@@ -16,11 +16,16 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer as R
 use tower::Service;
 use turnpike_proto::v1;
 use turnpike_proto::v1::admin_server::{self, AdminServer};
+use turnpike_proto::v1::fleet_server::{self, FleetServer};
 use turnpike_proto::v1::steering_server::{self, SteeringServer};
 
 use super::admin::AdminService;
 use super::steering::SteeringService;
 use crate::replica::Replica;
+use crate::store::{MAX_OPS, MAX_VALUE};
+
+/// Longest message of a relay: a batch of the most and longest records the store takes, and what is around them.
+const MAX_BATCH: usize = (MAX_OPS + 1) * MAX_VALUE;
 
 /// The services of this process. Clones are the same switch.
 #[derive(Clone, Debug)]
@@ -47,6 +52,7 @@ impl Switch {
         self.full.get_or_init(|| {
             self.early
                 .clone()
+                .add_service(FleetServer::new(replica.relays.clone()).max_decoding_message_size(MAX_BATCH))
                 .add_service(SteeringServer::new(SteeringService::new(replica.clone())))
                 .add_service(AdminServer::new(AdminService::new(replica.clone(), shutdown)))
                 .prepare()
@@ -55,7 +61,7 @@ impl Switch {
     }
 
     async fn report(&self, status: ServingStatus) {
-        for service in ["", steering_server::SERVICE_NAME, admin_server::SERVICE_NAME] {
+        for service in ["", fleet_server::SERVICE_NAME, steering_server::SERVICE_NAME, admin_server::SERVICE_NAME] {
             self.reporter.set_service_status(service, status).await;
         }
     }

@@ -57,9 +57,7 @@ pub fn http(health: Health, cors_origins: &[String], feed: console::Feed, promet
         .route("/metrics", get(async move || prometheus.render()))
         .route_layer(middleware::from_fn(count))
         .fallback(async || rest::ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
-        .method_not_allowed_fallback(async || {
-            rest::ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
-        })
+        .method_not_allowed_fallback(rest::method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(layers)
 }

@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn forms_decode() {
-        let cases: &[(&[u8], &[(&[u8], &[u8])])] = &[
+        type Pairs = &'static [(&'static [u8], &'static [u8])];
+        let cases: &[(&[u8], Pairs)] = &[
             (b"", &[]),
             (b"a=b&c=d", &[(b"a", b"b"), (b"c", b"d")]),
             (b"&&a&=b&a=", &[(b"a", b""), (b"", b"b"), (b"a", b"")]),

@@ -1,7 +1,6 @@
 //! Discovery over HTTP: TURN REST for servers (draft-uberti-behave-turn-rest), iceServers for browsers, and what there
 //! is to choose from.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -20,7 +19,7 @@ use super::view::NodeJson;
 use crate::discovery::{Credential, DiscoveryError};
 use crate::health::Health;
 use crate::replica::Replica;
-use crate::steering::{self, Choice, MAX_LIMIT, Query};
+use crate::steering::{self, Choice, DEFAULT_LIMIT, MAX_LIMIT, Query};
 
 /// What an HTTP request cannot be answered with: a status and `{"error": "..."}`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,8 +62,15 @@ pub fn router(health: Health, origins: &[String]) -> Router {
         .route("/v1/ice-servers", get(ice_servers))
         .route("/v1/regions", get(regions))
         .route("/v1/nodes", get(nodes))
+        // Inside of the layer, because a preflight is a method no route takes.
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(cors(origins))
         .with_state(health)
+}
+
+/// A path that does not take the method.
+pub(super) async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
@@ -166,21 +172,21 @@ async fn nodes(State(health): State<Health>, params: Params) -> Result<Json<Valu
 }
 
 fn query(params: &Params) -> Result<Query, ApiError> {
-    let mut query = Query::default();
-    query.region = params.text("region")?.filter(|region| !region.is_empty()).map(str::to_owned);
-    if let Some(limit) = params.text("limit")? {
-        let parsed = limit.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
-        query.limit =
-            parsed.ok_or_else(|| ApiError::new(StatusCode::BAD_REQUEST, format!("limit must be 1 to {MAX_LIMIT}")))?;
-    }
+    let limit = match params.text("limit")? {
+        None => DEFAULT_LIMIT,
+        Some(limit) => limit
+            .parse()
+            .ok()
+            .filter(|limit| (1..=MAX_LIMIT).contains(limit))
+            .ok_or_else(|| ApiError::new(StatusCode::BAD_REQUEST, format!("limit must be 1 to {MAX_LIMIT}")))?,
+    };
     let transports = params.text("transport")?.unwrap_or_default();
-    query.transports = transports
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .map(transport)
-        .collect::<Result<BTreeSet<_>, _>>()?;
-    Ok(query)
+    let transports = transports.split(',').map(str::trim).filter(|name| !name.is_empty()).map(transport);
+    Ok(Query {
+        region: params.text("region")?.filter(|region| !region.is_empty()).map(str::to_owned),
+        transports: transports.collect::<Result<_, _>>()?,
+        limit,
+    })
 }
 
 fn transport(name: &str) -> Result<Transport, ApiError> {

@@ -84,12 +84,13 @@ impl From<DiscoveryError> for Status {
 }
 
 fn query(request: &v1::DiscoverRequest) -> Result<Query, Status> {
-    let transports = request.transports().map(|transport| match transport {
-        v1::Transport::Udp => Ok(turn_core::Transport::Udp),
-        v1::Transport::Tcp => Ok(turn_core::Transport::Tcp),
-        v1::Transport::Tls => Ok(turn_core::Transport::Tls),
-        v1::Transport::Dtls => Ok(turn_core::Transport::Dtls),
-        v1::Transport::Unspecified => {
+    // Not by the generated accessor, which passes over what it does not know.
+    let transports = request.transports.iter().map(|transport| match v1::Transport::try_from(*transport) {
+        Ok(v1::Transport::Udp) => Ok(turn_core::Transport::Udp),
+        Ok(v1::Transport::Tcp) => Ok(turn_core::Transport::Tcp),
+        Ok(v1::Transport::Tls) => Ok(turn_core::Transport::Tls),
+        Ok(v1::Transport::Dtls) => Ok(turn_core::Transport::Dtls),
+        Ok(v1::Transport::Unspecified) | Err(_) => {
             Err(Status::invalid_argument("transports holds one this controller does not know"))
         }
     });

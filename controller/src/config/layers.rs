@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_a_laptop() {
-        let settings = load_text(GOOD, &[]).ok().expect("good");
+        let settings = load_text(GOOD, &[]).expect("good");
         assert_eq!(settings.grpc.to_string(), "127.0.0.1:9443");
         assert_eq!(settings.http.to_string(), "127.0.0.1:8080");
         assert_eq!(settings.realm, "turnpike");
@@ -215,7 +215,7 @@ mod tests {
             "--credential-ttl=60",
             "--log-format=json",
         ];
-        let settings = load_text(GOOD, &flags).ok().expect("good");
+        let settings = load_text(GOOD, &flags).expect("good");
         assert_eq!(settings.http.port(), 9);
         assert_eq!(settings.api_keys, ["a,b"]);
         assert_eq!(settings.credential_ttl.as_secs(), 60);
