@@ -58,7 +58,7 @@ impl World {
 
     /// Loses, delays by 20..=60 ms and sometimes doubles a packet.
     fn launch(&mut self, to: To, packet: &[u8]) {
-        let copies = if self.random.next_u32() % 20 == 0 { 2 } else { 1 };
+        let copies = if self.random.next_u32().is_multiple_of(20) { 2 } else { 1 };
         for _ in 0..copies {
             if self.random.next_u32() % 100 < self.loss_percent {
                 continue;
