@@ -187,6 +187,8 @@ fn block_text(block: Block, color: bool) -> String {
     table.load_style(presets::NOTHING);
     if color {
         table.enforce_styling();
+        // Padding stays plain, so that it is trimmed at the end of a line.
+        table.style_text_only();
     } else {
         table.force_no_tty();
     }
@@ -263,7 +265,11 @@ mod tests {
 
     #[test]
     fn colour_is_only_where_it_is_wanted() {
-        assert!(rendered(Format::Table, true).contains("\u{1b}["));
+        let coloured = rendered(Format::Table, true);
+        assert!(coloured.contains("\u{1b}["), "{coloured:?}");
+        assert!(coloured.lines().all(|line| !line.ends_with(' ')), "{coloured:?}");
+        let first = coloured.lines().next().unwrap_or_default();
+        assert!(!first.contains(" \u{1b}[0m"), "{first:?}");
         assert!(!rendered(Format::Table, false).contains('\u{1b}'));
     }
 

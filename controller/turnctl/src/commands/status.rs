@@ -202,6 +202,10 @@ impl View for StatusView {
         let store = format!("{} {}", self.store.kind, self.store.version);
         let good = |good, text: String| Cell::toned(text, if good { Tone::Good } else { Tone::Bad });
         let store_health = if self.store.healthy { "answers" } else { "does not answer" };
+        let regions = match self.regions {
+            1 => "1 region".into(),
+            several => format!("{several} regions"),
+        };
         let verdict = match (self.healthy, self.problems.is_empty()) {
             (true, true) => Cell::toned("healthy", Tone::Good),
             (true, false) => Cell::toned("healthy, with warnings", Tone::Attention),
@@ -215,7 +219,7 @@ impl View for StatusView {
                 "Relays",
                 good(
                     self.healthy_nodes > 0,
-                    format!("{} of {} healthy, in {} regions", self.healthy_nodes, self.nodes, self.regions),
+                    format!("{} of {} healthy, in {}", self.healthy_nodes, self.nodes, regions),
                 ),
             ),
             ("Allocations", self.allocations.to_string().into()),
