@@ -42,9 +42,7 @@ Examples:
   turnctl allocations list --node eu-1
   turnctl allocations list --user alice -o wide
   turnctl allocations list -o json | jq '.allocations | length'";
-const GET_EXAMPLES: &str = "\
-Examples:
-  turnctl allocations get 01HF8Z6Z3N3QW3V1R5Y0X2C4D6";
+const GET_EXAMPLES: &str = "Examples:\n  turnctl allocations get 01HF8Z6Z3N3QW3V1R5Y0X2C4D6";
 const REVOKE_EXAMPLES: &str = "\
 Examples:
   turnctl allocations revoke 01HF8Z6Z3N3QW3V1R5Y0X2C4D6
