@@ -151,7 +151,7 @@ impl Cluster {
         };
         let mut text = String::new();
         writeln!(text, "id = \"{id}\"\nregion = \"eu\"\ngrpc = \"{}\"\nhttp = \"{}\"", place.at(GRPC), place.at(HTTP))?;
-        writeln!(text, "{}\nstore = {store}\nlog = \"debug\"\n{more}", self.tls(&Identity::Controller(id.clone()))?)?;
+        writeln!(text, "{}\nstore = {store}\n{more}", self.tls(&Identity::Controller(id.clone()))?)?;
         let config = self.directory.join(format!("{id}.toml"));
         fs::write(&config, text)?;
         self.controllers.push(place.at(GRPC));
