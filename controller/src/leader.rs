@@ -101,7 +101,7 @@ mod tests {
                 let terms = Terms { lease: Duration::from_secs(60), turn: Duration::from_millis(50) };
                 stand(store, "test", &n.to_string(), terms, || async {
                     working[n].fetch_add(1, Ordering::Relaxed);
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 })
                 .await;
             });

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use controller::store::{
-    EmbeddedStore, Entry, EtcdOptions, EtcdStore, Guard, LeaseId, MAX_OPS, MAX_PAGE, MAX_VALUE, Op, Store, StoreError,
-    Watch, WatchEvent,
+    EmbeddedStore, Entry, EtcdOptions, EtcdStore, EtcdTls, Guard, LeaseId, MAX_OPS, MAX_PAGE, MAX_VALUE, Op, Store,
+    StoreError, Watch, WatchEvent,
 };
-use etcd::{Etcd, Mode, Proxy};
+use etcd::{Etcd, Extra, Mode, Proxy};
+use etcd_client::{Certificate, Identity, Permission, TlsOptions};
 
 /// Longest wait for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -411,6 +412,96 @@ mod etcd_only {
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
         let none = EtcdStore::connect(EtcdOptions::default()).await.map(drop);
         assert!(matches!(none, Err(StoreError::Refused(_))), "{none:?}");
+    }
+
+    /// mTLS and a user, as production has them; and what is said when they are wrong.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn certificates_and_users_are_used() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path.display().to_string()
+        };
+        let (issuer, ca) = authority();
+        let (server, server_key) = issue(&issuer);
+        let (certificate, key) = issue(&issuer);
+        let files = [("--cert-file", &server), ("--key-file", &server_key), ("--trusted-ca-file", &ca)];
+        let mut arguments = vec!["--client-cert-auth".to_owned()];
+        arguments.extend(files.iter().flat_map(|(flag, text)| [(*flag).to_owned(), write(&flag[2..], text)]));
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(&ca))
+            .identity(Identity::from_pem(&certificate, &key));
+        let mut etcd = Etcd::start_with(Extra { arguments, tls: Some(tls) }).await;
+        let mut admin = etcd.client().await;
+        for user in ["root", "turnpike"] {
+            admin.user_add(user, "secret", None).await.expect("a user");
+        }
+        admin.user_grant_role("root", "root").await.expect("a role");
+        admin.role_add("turnpike").await.expect("a role");
+        let keys = Permission::read_write("turnpike/").with_prefix();
+        admin.role_grant_permission("turnpike", keys).await.expect("a permission");
+        admin.user_grant_role("turnpike", "turnpike").await.expect("a role");
+        admin.auth_enable().await.expect("authentication");
+
+        let ours = EtcdTls {
+            ca: ca.clone().into_bytes(),
+            certificate: Some((certificate.clone().into_bytes(), key.clone().into_bytes())),
+        };
+        let options = |tls: Option<EtcdTls>, password: &str| EtcdOptions {
+            endpoints: vec![etcd.endpoint()],
+            prefix: "turnpike/".to_owned(),
+            tls,
+            user: Some(("turnpike".to_owned(), password.to_owned())),
+        };
+        let store: Arc<dyn Store> =
+            Arc::new(EtcdStore::connect(options(Some(ours.clone()), "secret")).await.expect("etcd"));
+        let mut watch = store.watch("a").await.expect("a watch");
+        assert_eq!(next(&mut watch).await, WatchEvent::Synced);
+        apply(&store, vec![put("a", "1")]).await;
+        assert_eq!(say(&next(&mut watch).await), "a=1");
+        let lease = store.grant(Duration::from_secs(60)).await.expect("a lease");
+        apply(&store, vec![leased("b", "1", lease)]).await;
+        store.keep_alive(lease).await.expect("a living lease");
+
+        let foreign = EtcdTls { ca: authority().1.into_bytes(), ..ours.clone() };
+        let nameless = EtcdTls { certificate: None, ..ours.clone() };
+        let cases = [
+            ("a wrong password", options(Some(ours.clone()), "guess"), "password"),
+            ("members signed by another CA", options(Some(foreign), "secret"), "certificate"),
+            // In TLS 1.3 the refusal comes after the handshake; whether its reason is seen is chance.
+            ("no client certificate", options(Some(nameless), "secret"), "etcd at"),
+        ];
+        for (what, options, said) in cases {
+            let error = EtcdStore::connect(options).await.map(drop).expect_err(what).to_string();
+            assert!(error.to_lowercase().contains(said), "{what}: {error}");
+            assert!(error.contains(&etcd.endpoint()), "{what}: {error}");
+        }
+
+        // A restart forgets the tokens it gave out.
+        etcd.kill();
+        assert!(etcd.start_again().await);
+        let begun = Instant::now();
+        while store.get("a").await.is_err() {
+            assert!(begun.elapsed() < PATIENCE);
+        }
+        apply(&store, vec![put("a", "2")]).await;
+        Mirror::default().until(&mut watch, &truth(&[("a", "2")])).await;
+    }
+
+    fn authority() -> (rcgen::Issuer<'static, rcgen::KeyPair>, String) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = parameters.self_signed(&key).expect("a certificate").pem();
+        (rcgen::Issuer::new(parameters, key), ca)
+    }
+
+    fn issue(issuer: &rcgen::Issuer<'static, rcgen::KeyPair>) -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
+        let certificate = parameters.signed_by(&key, issuer).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
     }
 
     async fn compact(etcd: &Etcd) {

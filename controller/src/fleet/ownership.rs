@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn ownership() {
         let own = |epoch| Decision::Own { epoch };
-        let cases: &[(&str, u64, Option<(&str, u64)>, (u64, &str), Decision)] = &[
+        type Case = (&'static str, u64, Option<(&'static str, u64)>, (u64, &'static str), Decision);
+        let cases: &[Case] = &[
             ("first of all", 1, None, (0, ""), own(1)),
             ("after a lost state directory", 1, None, (7, "old"), own(8)),
             ("after the store was lost", 9, None, (0, ""), own(9)),

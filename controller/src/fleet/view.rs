@@ -127,7 +127,7 @@ async fn follow(store: Arc<dyn Store>, options: ViewOptions, shared: Arc<Shared>
     loop {
         let next = book.expire(Instant::now());
         publish(&book, &options.thresholds, &shared);
-        let deadline = next.map_or_else(|| Instant::now() + Duration::from_secs(3600), |at| at);
+        let deadline = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         let mut batch = Vec::new();
         tokio::select! {
             received = events.recv_many(&mut batch, BURST) => if received == 0 { return },

@@ -88,9 +88,10 @@ impl EtcdStore {
             connect = connect.with_user(user, password);
         }
         let endpoints = &options.endpoints;
-        let client = retry(|| Client::connect(endpoints, Some(connect.clone()))).await?;
+        let named = |error| name_endpoints(endpoints, error);
+        let client = retry(|| Client::connect(endpoints, Some(connect.clone()))).await.map_err(named)?;
         let store = Self { client, root: options.prefix };
-        let version = store.status().await?.version;
+        let version = store.status().await.map_err(named)?.version;
         if is_before_3_5(&version) {
             tracing::warn!(version, "etcd is older than 3.5: it works, but slower; 3.5 is asked for in production");
         } else {
@@ -318,7 +319,8 @@ fn fault(error: &Error) -> Fault {
         _ => (false, Applied::No),
     };
     let text = match error {
-        Error::GRpcStatus(status) => status.message().to_owned(),
+        Error::GRpcStatus(status) => status.source().map_or_else(|| status.message().to_owned(), chain),
+        Error::TransportError(error) => chain(error),
         other => other.to_string(),
     };
     let lease_ended = text.contains("requested lease not found");
@@ -346,6 +348,30 @@ fn judge(status: &tonic::Status) -> (bool, Applied) {
         | Code::Internal
         | Code::Aborted => (true, Applied::Perhaps),
         _ => (false, Applied::No),
+    }
+}
+
+/// An error with its causes, each said once: "tcp connect error: Connection refused (os error 111)".
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Says where what failed at start was looked for.
+fn name_endpoints(endpoints: &[String], error: StoreError) -> StoreError {
+    let at = endpoints.join(", ");
+    match error {
+        StoreError::Unavailable(text) => StoreError::Unavailable(format!("etcd at {at}: {text}")),
+        StoreError::Refused(text) => StoreError::Refused(format!("etcd at {at}: {text}")),
+        StoreError::LeaseEnded => StoreError::LeaseEnded,
     }
 }
 

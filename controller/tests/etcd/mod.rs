@@ -19,10 +19,24 @@ pub(crate) struct Etcd {
     directory: TempDir,
     client: SocketAddr,
     peer: SocketAddr,
+    extra: Extra,
+}
+
+/// How an etcd differs from the plainest one.
+#[derive(Clone, Default)]
+pub(crate) struct Extra {
+    /// More arguments.
+    pub(crate) arguments: Vec<String>,
+    /// Set if it serves TLS: how the harness itself connects.
+    pub(crate) tls: Option<etcd_client::TlsOptions>,
 }
 
 impl Etcd {
     pub(crate) async fn start() -> Self {
+        Self::start_with(Extra::default()).await
+    }
+
+    pub(crate) async fn start_with(extra: Extra) -> Self {
         // Ports are free when asked for; should another process be faster, take others.
         for _ in 0..5 {
             let mut etcd = Self {
@@ -30,6 +44,7 @@ impl Etcd {
                 directory: tempfile::tempdir().expect("a directory"),
                 client: free_address(),
                 peer: free_address(),
+                extra: extra.clone(),
             };
             if etcd.start_again().await {
                 return etcd;
@@ -41,7 +56,7 @@ impl Etcd {
     /// Starts the process on the same data; false if it ended or does not answer in 20 s.
     pub(crate) async fn start_again(&mut self) -> bool {
         let log = std::fs::File::create(self.directory.path().join("log")).expect("a log file");
-        let client = format!("http://{}", self.client);
+        let client = self.endpoint();
         let peer = format!("http://{}", self.peer);
         let data = self.directory.path().join("data");
         let process = Command::new("etcd")
@@ -50,6 +65,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("one={peer}")])
+            .args(&self.extra.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -61,8 +77,8 @@ impl Etcd {
             if process.try_wait().expect("a child").is_some() {
                 return false;
             }
-            if let Ok(mut connected) = etcd_client::Client::connect([client.as_str()], None).await
-                && connected.get("health", None).await.is_ok()
+            if let Ok(mut connected) = etcd_client::Client::connect([client.as_str()], self.extra.options()).await
+                && is_answer(&connected.get("health", None).await)
             {
                 return true;
             }
@@ -80,7 +96,8 @@ impl Etcd {
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("http://{}", self.client)
+        let scheme = if self.extra.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.client)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -93,7 +110,13 @@ impl Etcd {
 
     /// A client of its own, beside the store under test.
     pub(crate) async fn client(&self) -> etcd_client::Client {
-        etcd_client::Client::connect([self.endpoint()], None).await.expect("etcd")
+        etcd_client::Client::connect([self.endpoint()], self.extra.options()).await.expect("etcd")
+    }
+}
+
+impl Extra {
+    fn options(&self) -> Option<etcd_client::ConnectOptions> {
+        self.tls.clone().map(|tls| etcd_client::ConnectOptions::new().with_tls(tls))
     }
 }
 
@@ -185,6 +208,17 @@ async fn copy(
                 }
             }
         }
+    }
+}
+
+/// Once there are users, the harness is none: a refusal is an answer, too.
+fn is_answer<T>(answer: &Result<T, etcd_client::Error>) -> bool {
+    match answer {
+        Ok(_) => true,
+        Err(etcd_client::Error::GRpcStatus(status)) => {
+            matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::PermissionDenied)
+        }
+        Err(_) => false,
     }
 }
 

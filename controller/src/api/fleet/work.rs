@@ -43,12 +43,15 @@ pub(super) enum Done {
     Left,
 }
 
+/// What is being done, and of which allocations.
+type Writing = BoxFuture<'static, Result<(Done, Vec<Id>), Lost>>;
+
 /// A session's work.
 pub(super) struct Pipeline {
     claim: Arc<Claim>,
     store: Arc<dyn Store>,
     queue: VecDeque<Work>,
-    writing: FuturesOrdered<BoxFuture<'static, Result<(Done, Vec<Id>), Lost>>>,
+    writing: FuturesOrdered<Writing>,
     /// Allocations that are being written.
     busy: HashSet<Id>,
     /// What is being done tolerates nothing beside it.
