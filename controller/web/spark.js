@@ -1,9 +1,10 @@
 // Sparklines: the last samples of one number as a line in an SVG element. Colours come from the style sheet.
 
-/** The last `limit` samples of one number. */
+/** The last `limit` samples of one number, drawn on a scale that reaches at least to `scale`. */
 export class History {
-  constructor(limit) {
+  constructor(limit, scale) {
     this.limit = limit;
+    this.scale = scale;
     this.samples = [];
   }
 
@@ -27,8 +28,8 @@ export const spark = (svg, history) => {
       svg.append(path);
     }
   }
-  const { samples, limit } = history;
-  const top = Math.max(...samples, 1) * 1.08;
+  const { samples, limit, scale } = history;
+  const top = Math.max(...samples, scale) * 1.08;
   const x = (index) => 100 - ((samples.length - 1 - index) * 100) / (limit - 1);
   const points = samples.map((value, index) => `${x(index).toFixed(2)} ${(98 - (value / top) * 94).toFixed(2)}`);
   const [fill, line] = svg.children;

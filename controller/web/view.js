@@ -9,7 +9,9 @@ const HISTORY = 120;
 const MAX_ROWS = 200;
 
 const byId = (id) => document.getElementById(id);
-const totals = { allocations: new History(HISTORY), traffic: new History(HISTORY), packets: new History(HISTORY) };
+/** Below this many bytes a second (100 kbit/s) a sparkline stays low: noise is not drawn as a mountain. */
+const LITTLE_TRAFFIC = 12_500;
+const totals = { allocations: new History(HISTORY, 4), traffic: new History(HISTORY, LITTLE_TRAFFIC), packets: new History(HISTORY, 50) };
 const traffic = new Map();
 let shown = null;
 
@@ -61,7 +63,7 @@ const remember = (nodes) => {
   const present = new Set(nodes.map((node) => node.id));
   for (const id of traffic.keys()) if (!present.has(id)) traffic.delete(id);
   for (const node of nodes) {
-    if (!traffic.has(node.id)) traffic.set(node.id, new History(HISTORY));
+    if (!traffic.has(node.id)) traffic.set(node.id, new History(HISTORY, LITTLE_TRAFFIC));
     traffic.get(node.id).push(node.bytes_per_second ?? 0);
   }
 };
@@ -143,10 +145,11 @@ const listener = (entry) => (typeof entry === "string" ? entry : `${entry.transp
 
 const ago = (ms) => (ms === undefined || ms === null ? "never" : ms < 1500 ? "just now" : `${duration(ms / 1000)} ago`);
 
+/** What an operator should notice; allocations come and go all day. */
 const TONES = [
   [/lost|expired|superseded|failed|revoked/, "bad"],
-  [/suspect|drain|overload|left|ended/, "warn"],
-  [/join|ready|restored|back|registered/, "good"],
+  [/suspect|drain|overload|node_left/, "warn"],
+  [/join|ready|restored|back/, "good"],
 ];
 
 const drawEvents = (events) => {
@@ -169,7 +172,7 @@ const drawEvents = (events) => {
     text(part(element, "kind"), String(event.kind).replaceAll("_", " "));
     text(part(element, "node"), event.node ?? "");
     const detail = part(element, "detail");
-    text(detail, event.detail ?? "");
+    text(detail, event.detail ? person(event.detail) : "");
     detail.hidden = !event.detail;
   });
 };

@@ -15,6 +15,9 @@ use crate::state_directory::{StateDirectory, write_whole};
 /// Id of the only controller.
 pub const CONTROLLER: &str = "controller-1";
 
+/// Realm of the credentials.
+pub const REALM: &str = "turnpike";
+
 /// Life of the certificates; they are made anew at each start, so it bounds how long one run may last.
 const VALIDITY: Duration = Duration::from_secs(90 * 86_400);
 
@@ -170,7 +173,7 @@ impl<'a> RelayFile<'a> {
         Self {
             node_id: relay.id,
             region: relay.region,
-            state_dir: directory.relay(relay.id),
+            state_dir: directory.relay(relay.id, relay.public_ip),
             listen: [format!("udp://{}", relay.listen), format!("tcp://{}", relay.listen)],
             relay_ip: relay.relay_ip,
             public_ip: relay.public_ip,
@@ -217,7 +220,7 @@ impl<'a> ControllerFile<'a> {
             region: "eu",
             grpc: plan.grpc,
             http: plan.http,
-            realm: "turnpike",
+            realm: REALM,
             log,
             tls: Tls::of(directory, &Identity::Controller(CONTROLLER.into())),
             store: Store { kind: "embedded", path: directory.store() },

@@ -8,7 +8,9 @@
 pub mod arguments;
 pub mod child;
 pub mod cluster;
+pub mod description;
 pub mod files;
+pub mod machine;
 pub mod page;
 pub mod plan;
 pub mod ready;

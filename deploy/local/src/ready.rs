@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::plan::Plan;
+use crate::plan::{Plan, RelayPlan};
 
 /// Between two questions; they go to loopback and cost next to nothing.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -26,21 +26,36 @@ pub struct Check {
     pub member: String,
     /// 200 is ready.
     pub url: String,
+    /// The answer must also list the member as a ready node.
+    pub listed: bool,
 }
 
-/// What has to answer before the cluster is called ready, in the order in which things come up.
-pub fn checks(plan: &Plan) -> Vec<Check> {
-    let check = |member: &str, url: String| Check { member: member.to_owned(), url };
-    let mut all = vec![check("controller", format!("http://{}/readyz", plan.http))];
-    all.extend(plan.relays.iter().map(|relay| check(relay.id, format!("http://{}/readyz", relay.http))));
-    // A relay may serve before steering has seen it: whoever asks for its region has to get it.
-    for relay in &plan.relays {
-        all.push(check(
-            relay.id,
-            format!("http://{}/v1/ice-servers?region={}&user=ready&limit=1", plan.http, relay.region),
-        ));
-    }
-    all
+/// Whether the controller serves; relays started before it would only find it missing.
+pub fn controller(plan: &Plan) -> Check {
+    Check { member: "controller".to_owned(), url: format!("http://{}/readyz", plan.http), listed: false }
+}
+
+/// Whether a relay serves.
+pub fn health(relay: &RelayPlan) -> Check {
+    Check { member: relay.id.to_owned(), url: format!("http://{}/readyz", relay.http), listed: false }
+}
+
+/// What has to hold once relays are started: each serves, and steering has seen it.
+pub fn relays(plan: &Plan) -> Vec<Check> {
+    let nodes = format!("http://{}/v1/nodes", plan.http);
+    let seen = |relay: &RelayPlan| Check { member: relay.id.to_owned(), url: nodes.clone(), listed: true };
+    plan.relays.iter().map(health).chain(plan.relays.iter().map(seen)).collect()
+}
+
+#[derive(Deserialize)]
+struct Nodes {
+    nodes: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    id: String,
+    state: String,
 }
 
 /// A client for loopback: no proxy from the environment, no long waits.
@@ -51,27 +66,46 @@ pub fn client() -> Result<reqwest::Client> {
     reqwest::Client::builder().no_proxy().connect_timeout(ANSWER).build().context("HTTP client")
 }
 
-/// Asks until the answer is 200.
+/// Asks until it holds.
 ///
 /// # Errors
 /// What was last wrong, after `limit`.
 pub async fn until_ready(client: &reqwest::Client, check: &Check, limit: Instant) -> Result<(), String> {
     loop {
-        let wrong = match client.get(&check.url).timeout(ANSWER).send().await {
-            Ok(answer) if answer.status().is_success() => return Ok(()),
-            Ok(answer) => {
-                let status = answer.status();
-                let text = answer.text().await.unwrap_or_default();
-                format!("{} answers {status}: {}", check.url, text.lines().next().unwrap_or_default())
-            }
-            Err(error) if error.is_connect() => format!("nothing listens at {}", check.url),
-            Err(error) => format!("{:#}", anyhow::Error::new(error)),
+        let wrong = match ask(client, check).await {
+            Ok(()) => return Ok(()),
+            Err(wrong) => wrong,
         };
         if Instant::now() >= limit {
             return Err(wrong);
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+async fn ask(client: &reqwest::Client, check: &Check) -> Result<(), String> {
+    let url = &check.url;
+    let answer = client.get(url).timeout(ANSWER).send().await.map_err(|error| {
+        if error.is_connect() {
+            format!("nothing listens at {url}")
+        } else {
+            format!("{:#}", anyhow::Error::new(error))
+        }
+    })?;
+    let status = answer.status();
+    let text = answer.text().await.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    if !status.is_success() {
+        return Err(format!("{url} answers {status}: {}", text.lines().next().unwrap_or_default()));
+    }
+    if check.listed {
+        let Nodes { nodes } = serde_json::from_str(&text).map_err(|error| format!("{url}: {error}"))?;
+        let node = nodes.iter().find(|node| node.id == check.member);
+        let state = node.map_or("not there", |node| &node.state);
+        if state != "ready" {
+            return Err(format!("at {url} it is {state}"));
+        }
+    }
+    Ok(())
 }
 
 /// A credential from discovery, as TURN REST gives it.
@@ -116,23 +150,32 @@ pub fn last_lines(log: &Path) -> String {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
 
     use super::*;
 
-    #[tokio::test]
-    async fn readiness_is_waited_for_and_a_refusal_is_quoted() {
+    /// Answers one request after the other with these.
+    async fn answers(answers: Vec<(&'static str, &'static str)>) -> (String, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
-        let url = format!("http://{}/readyz", listener.local_addr().expect("address"));
-        let check = Check { member: "eu-1".into(), url };
+        let url = format!("http://{}/", listener.local_addr().expect("address"));
         let server = tokio::spawn(async move {
-            for answer in ["503 Service Unavailable", "200 OK"] {
+            for (status, body) in answers {
                 let (mut connection, _) = listener.accept().await.expect("connection");
                 let mut request = [0; 1024];
                 assert_ne!(connection.read(&mut request).await.expect("request"), 0);
-                let text = format!("HTTP/1.1 {answer}\r\ncontent-length: 11\r\nconnection: close\r\n\r\nno settings");
+                let length = body.len();
+                let text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
                 connection.write_all(text.as_bytes()).await.expect("answer");
             }
         });
+        (url, server)
+    }
+
+    #[tokio::test]
+    async fn readiness_is_waited_for_and_a_refusal_is_quoted() {
+        let refusal = ("503 Service Unavailable", "no settings");
+        let (url, server) = answers(vec![refusal, refusal, ("200 OK", "")]).await;
+        let check = Check { member: "eu-1".into(), url, listed: false };
         let client = client().expect("client");
         let refused = until_ready(&client, &check, Instant::now()).await.expect_err("503");
         assert!(refused.ends_with("503 Service Unavailable: no settings"), "{refused}");
@@ -140,6 +183,24 @@ mod tests {
         server.await.expect("server");
         let gone = until_ready(&client, &check, Instant::now()).await.expect_err("closed");
         assert!(gone.starts_with("nothing listens at http://"), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn a_relay_counts_once_steering_lists_it_as_ready() {
+        let bodies = [
+            r#"{"nodes":[]}"#,
+            r#"{"nodes":[{"id":"eu-1","state":"suspect"},{"id":"us-1","state":"ready"}]}"#,
+            r#"{"nodes":[{"id":"eu-1","state":"ready"}]}"#,
+        ];
+        let (url, server) = answers(bodies.iter().map(|body| ("200 OK", *body)).collect()).await;
+        let check = Check { member: "eu-1".into(), url, listed: true };
+        let client = client().expect("client");
+        for state in ["not there", "suspect"] {
+            let wrong = until_ready(&client, &check, Instant::now()).await.expect_err("not yet");
+            assert!(wrong.ends_with(&format!("it is {state}")), "{wrong}");
+        }
+        until_ready(&client, &check, Instant::now()).await.expect("listed");
+        server.await.expect("server");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -82,9 +83,9 @@ impl StateDirectory {
         self.path.join("controller").join("store")
     }
 
-    /// State directory of one relay; the relay makes it.
-    pub fn relay(&self, id: &str) -> PathBuf {
-        self.path.join("relays").join(id)
+    /// State directory of one relay, which makes it. Its journal belongs to an address, so each address has its own.
+    pub fn relay(&self, id: &str, address: Ipv4Addr) -> PathBuf {
+        self.path.join("relays").join(format!("{id}-{address}"))
     }
 }
 
@@ -140,11 +141,11 @@ mod tests {
     fn fresh_forgets_state_but_not_files_of_others() {
         let parent = tempfile::tempdir().expect("directory");
         let directory = StateDirectory::open(parent.path(), false).expect("directory");
-        fs::create_dir_all(directory.relay("eu-1")).expect("relay state");
+        fs::create_dir_all(directory.relay("eu-1", Ipv4Addr::LOCALHOST)).expect("relay state");
         fs::write(directory.path().join("notes.txt"), "mine").expect("a file");
         drop(directory);
         let directory = StateDirectory::open(parent.path(), true).expect("again");
-        assert!(!directory.relay("eu-1").exists());
+        assert!(!directory.relay("eu-1", Ipv4Addr::LOCALHOST).exists());
         assert!(directory.path().join("notes.txt").exists());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cluster::Description;
+use crate::description::Description;
 use crate::plan::Plan;
 use crate::supervisor::Event;
 

@@ -96,7 +96,8 @@ const ask = async (path) => {
 
 /** Fresh servers and the list of nodes, which tells relays from their addresses. */
 const discover = async () => {
-  const wanted = new URLSearchParams({ user: "call" });
+  // The room's name is what the console shows beside the allocations of this call.
+  const wanted = new URLSearchParams({ user: turnpike.room });
   if (byId("region").value) wanted.set("region", byId("region").value);
   if (byId("transport").value) wanted.set("transport", byId("transport").value);
   const [found, { nodes }] = await Promise.all([ask(`/v1/ice-servers?${wanted}`), ask("/v1/nodes").catch(() => ({ nodes: [] }))]);
