@@ -185,6 +185,11 @@ impl Allocations {
         }
     }
 
+    /// The token with which a list goes on after `found`.
+    pub fn token_after(found: &Found) -> String {
+        format!("{}/{}", found.record.relay_address, found.record.id.to_text())
+    }
+
     /// One allocation; `None` if it is not stored or cannot be read.
     ///
     /// # Errors

@@ -37,7 +37,9 @@ async fn roles_are_kept() -> Result<()> {
         let mut admin = AdminClient::new(channel.clone());
         let mut steering = SteeringClient::new(channel.clone());
         let id = || "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
-        let answers: [(&str, &[&str], &str, Result<(), Status>); 9] = [
+        /// Call, roles that may, the role a refusal names, what came back.
+        type Answer<'a> = (&'a str, &'a [&'a str], &'a str, Result<(), Status>);
+        let answers: [Answer<'_>; 9] = [
             ("Status", reads, "viewer", admin.status(v1::StatusRequest {}).await.map(drop)),
             ("ListNodes", reads, "viewer", admin.list_nodes(v1::ListNodesRequest::default()).await.map(drop)),
             (
@@ -72,7 +74,7 @@ async fn roles_are_kept() -> Result<()> {
                 }
                 // Allowed, and there is no such allocation.
                 Err(status) => {
-                    assert!(status.code() == Code::NotFound && allowed.contains(&role), "{role} {call}: {status}")
+                    assert!(status.code() == Code::NotFound && allowed.contains(&role), "{role} {call}: {status}");
                 }
             }
         }
@@ -304,6 +306,34 @@ async fn allocations_are_listed_found_and_revoked_and_events_told() -> Result<()
     Ok(())
 }
 
+/// A page is as long as a message may be, whatever its size says.
+#[tokio::test]
+async fn pages_of_large_records_fit_into_a_message() -> Result<()> {
+    let site = Site::start(&[], &[node("eu-1", "eu", 1)]).await?;
+    for n in 0..=255 {
+        let mut record = record(1, n, &[b'x'; 508])?;
+        record.permissions = (0..=255).map(|peer| (std::net::IpAddr::from([192, 0, 2, peer]), u64::MAX)).collect();
+        record.channels =
+            (0..=255).map(|n| (0x4000 + n, PeerAddr::new(([192, 0, 2, 1], n).into()), u64::MAX)).collect();
+        save(&site, &record).await?;
+    }
+    let mut admin = AdminClient::new(channel(&site, "viewer").await?);
+    let mut request = v1::ListAllocationsRequest { page_size: 1000, ..Default::default() };
+    let (mut seen, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = admin.list_allocations(request.clone()).await?.into_inner();
+        seen.extend(page.allocations.into_iter().map(|allocation| allocation.id));
+        pages += 1;
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert!(pages > 1, "the records are too small to show anything");
+    assert_eq!(seen, (0..=255).map(|n| id(n).to_text()).collect::<Vec<_>>());
+    Ok(())
+}
+
 /// What the console shows of allocations: the newest, escaped.
 #[tokio::test]
 async fn the_newest_allocations_come_first() -> Result<()> {
@@ -338,10 +368,21 @@ fn id(n: u8) -> AllocationId {
 
 /// Stores a record as the relay at 198.51.100.`relay` would.
 async fn store(site: &Site, relay: u8, n: u8, username: &[u8]) -> Result<()> {
+    save(site, &record(relay, n, username)?).await
+}
+
+async fn save(site: &Site, record: &Record) -> Result<()> {
+    let sealed = record.seal(&site.replica().keys.current().record_keys);
+    let key = format!("allocations/{}/{}", record.relay_address, record.id.to_text());
+    assert!(site.store.transact(Vec::new(), vec![Op::Put { key, value: sealed, lease: None }]).await?);
+    Ok(())
+}
+
+fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
     let address = SocketAddr::from(([198, 51, 100, relay], 50_000 + u16::from(n)));
     let now = unix_ms();
     let peer: SocketAddr = "192.0.2.9:9".parse()?;
-    let record = Record {
+    Ok(Record {
         relay_address: address.ip(),
         epoch: 7,
         sequence: 1,
@@ -357,11 +398,7 @@ async fn store(site: &Site, relay: u8, n: u8, username: &[u8]) -> Result<()> {
         expires_at: now + 600_000,
         permissions: vec![(peer.ip(), now + 300_000)],
         channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
-    };
-    let sealed = record.seal(&site.replica().keys.current().record_keys);
-    let key = format!("allocations/{}/{}", address.ip(), record.id.to_text());
-    assert!(site.store.transact(Vec::new(), vec![Op::Put { key, value: sealed, lease: None }]).await?);
-    Ok(())
+    })
 }
 
 async fn channel(site: &Site, role: &str) -> Result<Channel> {

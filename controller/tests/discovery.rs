@@ -88,7 +88,9 @@ async fn unfit_nodes_are_left_out_and_nobody_left_is_a_503_that_says_why() -> Re
     let suspect = node("eu-2", "eu", 2).with(|node| node.load.suspect = true);
     let hot = node("eu-3", "eu", 3).with(|node| node.load.busiest_worker_permille = 900);
     let good = node("us-1", "us", 4);
-    let cases: &[(&str, &[&Node], Result<&[&str], &str>)] = &[
+    /// What it is, the nodes, and who answers, or the sentence that nobody does.
+    type Case<'a> = (&'a str, &'a [&'a Node], Result<&'a [&'a str], &'a str>);
+    let cases: &[Case<'_>] = &[
         ("the far one that is fit", &[&draining, &suspect, &hot, &good], Ok(&["us-1"])),
         ("overloaded, for want of another", &[&draining, &suspect, &hot], Ok(&["eu-3"])),
         ("nobody fit", &[&draining, &suspect], Err("of 2 known, 1 draining, 1 suspect")),
@@ -275,7 +277,7 @@ async fn the_console_is_told_each_second() -> Result<()> {
         node.load.allocations = 3;
         node.load.packets = 1000;
     });
-    let site = Site::start(&[], &[hot.clone()]).await?;
+    let site = Site::start(&[], std::slice::from_ref(&hot)).await?;
     let mut pictures = Pictures::open(&site).await?;
     let first = pictures.next().await?;
     assert_eq!(first["controller"]["id"], "c1");
@@ -300,6 +302,30 @@ async fn the_console_is_told_each_second() -> Result<()> {
     let event = &second["events"][0];
     assert_eq!((event["kind"].as_str(), event["node"].as_str()), (Some("node_joined"), Some("us-1")));
     Ok(())
+}
+
+/// Open consoles are bounded, and one that closes makes room.
+#[tokio::test]
+async fn too_many_consoles_are_refused() -> Result<()> {
+    let site = Site::start(&[], &[]).await?;
+    let mut open = Vec::new();
+    let refused = loop {
+        let answer = get(&site, "/v1/console/events").await?;
+        if answer.status() != StatusCode::OK {
+            break answer;
+        }
+        open.push(answer);
+    };
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open.len(), 64);
+    drop(open.pop());
+    let waiting = async {
+        while get(&site, "/v1/console/events").await?.status() != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(5), waiting).await.context("no room was made")?
 }
 
 /// The console's event stream.

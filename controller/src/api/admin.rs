@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _, stream};
+use prost::Message as _;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_util::sync::CancellationToken;
@@ -13,12 +14,16 @@ use turnpike_proto::v1;
 use turnpike_proto::v1::admin_server::Admin;
 
 use super::view::reason;
-use crate::allocations::{AllocationChange, AllocationEvent, Filter, Found, ListError};
+use crate::allocations::{AllocationChange, AllocationEvent, Allocations, Filter, Found, ListError};
 use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView};
 use crate::identity::{Role, require};
 use crate::replica::Replica;
 use crate::steering::regions;
 use crate::store::StoreError;
+
+/// A page ends once it is this long: callers refuse messages above 4 MiB, and records with hundreds of permissions
+/// would get there.
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The service.
 #[derive(Clone)]
@@ -103,10 +108,23 @@ impl Admin for AdminService {
             ListError::Token => Status::invalid_argument(error.to_string()),
             ListError::Store(error) => refusal(&error),
         })?;
-        Ok(Response::new(v1::ListAllocationsResponse {
-            allocations: listed.allocations.into_iter().map(allocation).collect(),
+        let mut answer = v1::ListAllocationsResponse {
+            allocations: Vec::with_capacity(listed.allocations.len()),
             next_page_token: listed.next.unwrap_or_default(),
-        }))
+        };
+        let mut bytes = 0;
+        let mut rest = listed.allocations.into_iter().peekable();
+        while let Some(found) = rest.next() {
+            let token = Allocations::token_after(&found);
+            let next = allocation(found);
+            bytes += next.encoded_len();
+            answer.allocations.push(next);
+            if bytes >= PAGE_BYTES && rest.peek().is_some() {
+                answer.next_page_token = token;
+                break;
+            }
+        }
+        Ok(Response::new(answer))
     }
 
     async fn get_allocation(

@@ -215,3 +215,96 @@ impl HttpBody for Counted {
         self.inner.is_end_stream()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use tokio::sync::Notify;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    const UNARY: &str = "/turnpike.v1.Admin/Status";
+    const STREAM: &str = "/turnpike.v1.Admin/Events";
+
+    #[tokio::test]
+    async fn unary_calls_end_in_time_and_streams_need_not() {
+        let limits = Limits { concurrent: 8, timeout: Duration::from_millis(20) };
+        let slow = Calls::new(limits).layer(tower::service_fn(async |_: Request<Body>| {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok(Response::new(Body::empty()))
+        }));
+        assert_eq!(code(slow.clone().oneshot(request(UNARY)).await), Some(Code::DeadlineExceeded));
+        assert_eq!(code(slow.clone().oneshot(request("/nobody/knows")).await), Some(Code::DeadlineExceeded));
+        assert_eq!(code(slow.oneshot(request(STREAM)).await), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_is_refused_at_once_and_streams_are_not_counted() {
+        let gate = Arc::new(Notify::new());
+        let limits = Limits { concurrent: 2, timeout: Duration::from_secs(60) };
+        let waiting = gate.clone();
+        let service = Calls::new(limits).layer(tower::service_fn(move |_: Request<Body>| {
+            let gate = waiting.clone();
+            async move {
+                gate.notified().await;
+                Ok(Response::new(Body::empty()))
+            }
+        }));
+        let mut held = tokio::task::JoinSet::new();
+        for path in [STREAM, UNARY, UNARY] {
+            held.spawn(service.clone().oneshot(request(path)));
+        }
+        while service.calls.slots.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(code(service.clone().oneshot(request(UNARY)).await), Some(Code::ResourceExhausted));
+        while !held.is_empty() {
+            gate.notify_waiters();
+            let _ = tokio::time::timeout(Duration::from_millis(1), held.join_next()).await;
+        }
+        assert_eq!(service.calls.slots.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn request_ids_are_kept_or_made() {
+        let service = Calls::new(Limits::default())
+            .layer(tower::service_fn(async |_: Request<Body>| Ok(Response::new(Body::empty()))));
+        let cases = [("abc-1_Z", true), ("", false), ("a b", false), (&"x".repeat(65), false)];
+        for (given, kept) in cases {
+            let mut request = request(UNARY);
+            request.headers_mut().insert(REQUEST_ID, given.parse().expect("a header"));
+            let Ok(answer) = service.clone().oneshot(request).await;
+            let id = answer.headers()[REQUEST_ID].to_str().expect("text");
+            assert_eq!(id == given, kept, "{given:?} {id:?}");
+            assert!(!id.is_empty());
+        }
+    }
+
+    /// The generated descriptors say which methods there are and which of them stream.
+    #[test]
+    fn every_method_is_known() {
+        let set = prost_types::FileDescriptorSet::decode(turnpike_proto::v1::FILE_DESCRIPTOR_SET).expect("descriptors");
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let known = Method::of(&path);
+                    assert_eq!(known.label, path);
+                    assert_eq!(known.streams, method.client_streaming() || method.server_streaming(), "{path}");
+                }
+            }
+        }
+        assert_eq!(set.file.iter().map(|file| file.service.len()).sum::<usize>(), 3, "Fleet, Steering, Admin");
+        assert_eq!(Method::of("/turnpike.v1.Admin/Nothing").label, "other");
+    }
+
+    fn request(path: &str) -> Request<Body> {
+        Request::builder().uri(path).body(Body::empty()).expect("a request")
+    }
+
+    fn code(answer: Result<Response<Body>, Infallible>) -> Option<Code> {
+        let Ok(answer) = answer;
+        Status::from_header_map(answer.headers()).map(|status| status.code())
+    }
+}

@@ -85,8 +85,8 @@ impl Feed {
         let viewer = self.viewers.clone().try_acquire_owned().ok()?;
         let pictures = WatchStream::from_changes(self.pictures.subscribe()).filter_map(async |picture| picture);
         let events = pictures.map(move |picture| {
-            // The place is given up when the stream is dropped.
-            let _ = &viewer;
+            // Moved in here, so that the place is given up with the stream.
+            let _place = &viewer;
             Ok(sse::Event::default().data(&*picture))
         });
         Some(events.take_until(self.shutdown.clone().cancelled_owned()))

@@ -18,6 +18,8 @@ enum Form {
     Number,
     /// `a,b` or a TOML array.
     List,
+    /// `name:password,name:password` or a TOML array of tables.
+    Users,
     /// TOML, as in the file.
     Toml,
 }
@@ -44,7 +46,7 @@ const KEYS: &[(&str, Form, &str)] = &[
     ("store.password", Form::Text, "Password at etcd"),
     ("realm", Form::Text, "TURN realm of the cluster [turnpike]"),
     ("rest_secrets", Form::List, "TURN REST secrets, newest first [made at the first start]"),
-    ("static_users", Form::Toml, "[{username, password}, ...]"),
+    ("static_users", Form::Users, "Users with fixed passwords, name:password,..."),
     ("api_keys", Form::List, "Keys for HTTP discovery and the console [open to all]"),
     ("credential_ttl", Form::Number, "Seconds a credential lives [86400]"),
     ("cors_origins", Form::List, "Origins whose pages may ask [*]"),
@@ -61,7 +63,7 @@ const KEYS: &[(&str, Form, &str)] = &[
 
 /// The command line.
 pub fn command() -> Command {
-    let config = Arg::new("config").long("config").value_name("FILE").env(variable("config"));
+    let config = Arg::new("config").long("config").short('c').value_name("FILE").env(variable("config"));
     let command = Command::new("controller")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Turnpike's control plane: fleet, steering, discovery, console")
@@ -84,6 +86,7 @@ pub fn command() -> Command {
 /// # Errors
 /// The first key that is wrong.
 pub fn load(matches: &ArgMatches) -> Result<Settings, ConfigError> {
+    refuse_unknown(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
     let file = matches.get_one::<String>("config");
     let mut table = file.map_or_else(|| Ok(Table::new()), |path| read(Path::new(path)))?;
     let mut origins = BTreeMap::new();
@@ -116,6 +119,19 @@ pub fn load(matches: &ArgMatches) -> Result<Settings, ConfigError> {
         located(ConfigError::new(error.path().to_string(), why))
     })?;
     Settings::try_from(config).map_err(located)
+}
+
+/// A mistyped variable must not leave, say, discovery open to all.
+fn refuse_unknown(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    for name in names {
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        // Kubernetes sets these in every pod beside a Service called turnpike-controller.
+        let of_kubernetes = rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
+        if !of_kubernetes && name != variable("config") && !KEYS.iter().any(|(key, ..)| variable(key) == name) {
+            return Err(ConfigError::new(name, "is no variable of this program (--help lists them)"));
+        }
+    }
+    Ok(())
 }
 
 fn flag(key: &str) -> String {
@@ -152,7 +168,17 @@ fn value(form: Form, text: &str) -> Result<Value, String> {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Ok(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
         }
-        Form::List | Form::Toml => toml(text),
+        Form::Users if !text.trim_start().starts_with('[') => {
+            let user = |pair: &str| {
+                let (name, password) = pair.split_once(':').ok_or_else(|| format!("{pair:?} is not name:password"))?;
+                let fields = [("username", name), ("password", password)];
+                let fields = fields.map(|(key, value)| (key.to_owned(), Value::String(value.to_owned())));
+                Ok(Value::Table(fields.into_iter().collect()))
+            };
+            let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+            pairs.map(user).collect::<Result<Vec<_>, String>>().map(Value::Array)
+        }
+        Form::List | Form::Users | Form::Toml => toml(text),
     }
 }
 
@@ -280,6 +306,27 @@ mod tests {
             assert!(error.starts_with(expected), "{what}: {error:?} does not begin with {expected:?}");
             assert!(!error.contains('\n'), "{what}: {error:?} is more than a line");
         }
+    }
+
+    #[test]
+    fn users_are_pairs() {
+        let settings = load_text(GOOD, &["--static-users=alice:a:b, bob:c"]).expect("good");
+        let users: Vec<_> = settings.static_users.iter().map(|user| (&*user.username, &*user.password)).collect();
+        assert_eq!(users, [("alice", "a:b"), ("bob", "c")]);
+        let error = load_text(GOOD, &["--static-users=alice"]).err().expect("no password").to_string();
+        assert_eq!(error, "--static-users: static_users: \"alice\" is not name:password");
+    }
+
+    #[test]
+    fn variables_nobody_knows_are_refused() {
+        let refuse = |name: &str| refuse_unknown(std::iter::once(name.to_owned())).err().map(|error| error.key);
+        for fine in ["PATH", "TURNPIKE_CONTROLLERS", "TURNPIKE_CONTROLLER_API_KEYS", "TURNPIKE_CONTROLLER_CONFIG"] {
+            assert_eq!(refuse(fine), None);
+        }
+        for of_kubernetes in ["TURNPIKE_CONTROLLER_PORT_9443_TCP_ADDR", "TURNPIKE_CONTROLLER_SERVICE_HOST"] {
+            assert_eq!(refuse(of_kubernetes), None);
+        }
+        assert_eq!(refuse("TURNPIKE_CONTROLLER_API_KEY").as_deref(), Some("TURNPIKE_CONTROLLER_API_KEY"));
     }
 
     #[test]

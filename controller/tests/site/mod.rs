@@ -49,6 +49,12 @@ impl Site {
 
     /// A controller whose store has never answered.
     pub(crate) async fn not_ready(flags: &[&str]) -> Result<Self> {
+        let limits = Limits { drain: Duration::from_millis(200), ..Limits::default() };
+        Self::with_limits(flags, limits).await
+    }
+
+    /// The same with other bounds of its listeners.
+    pub(crate) async fn with_limits(flags: &[&str], limits: Limits) -> Result<Self> {
         let pki = Pki::new()?;
         let path = |name: &str| pki.directory.path().join(name).display().to_string();
         let required = [
@@ -75,7 +81,6 @@ impl Site {
         let prometheus = PrometheusBuilder::new().build_recorder().handle();
         let router = api::http(health.clone(), &settings.cors_origins, feed.clone(), prometheus);
         let switch = Switch::new().await?;
-        let limits = Limits { drain: Duration::from_millis(200), ..Limits::default() };
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve_http(http, router, limits, shutdown.clone()));
         tasks.spawn(server::serve_grpc(grpc, tls, switch.clone(), limits, shutdown.clone()));
