@@ -139,9 +139,6 @@ mod tests {
     #[test]
     fn peers_are_canonical() {
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("literal");
-        assert_eq!(
-            PeerAddr::new(mapped).socket_addr(),
-            "192.0.2.1:9".parse().expect("literal")
-        );
+        assert_eq!(PeerAddr::new(mapped).socket_addr(), "192.0.2.1:9".parse().expect("literal"));
     }
 }

@@ -69,10 +69,7 @@ fn keys(settings: &Settings, username: &[u8], live: impl Fn(u64) -> bool) -> Sma
             keys.push(long_term_key(username, &settings.realm, &user.password));
         }
     }
-    if ephemeral(username)
-        .and_then(|(digits, _)| decimal(digits))
-        .is_some_and(live)
-    {
+    if ephemeral(username).and_then(|(digits, _)| decimal(digits)).is_some_and(live) {
         for secret in &settings.rest_secrets.0 {
             keys.push(long_term_key(username, &settings.realm, &password(secret, username)));
         }
@@ -84,9 +81,7 @@ fn password(secret: &Key, username: &[u8]) -> [u8; PASSWORD_LEN] {
     let mut mac = Hmac::<Sha1>::new_from_slice(&secret.secret).expect("HMAC takes a key of any length");
     mac.update(username);
     let mut password = [0; PASSWORD_LEN];
-    STANDARD
-        .encode_slice(mac.finalize().into_bytes(), &mut password)
-        .expect("20 bytes are 28 characters");
+    STANDARD.encode_slice(mac.finalize().into_bytes(), &mut password).expect("20 bytes are 28 characters");
     password
 }
 
@@ -99,9 +94,7 @@ fn ephemeral(username: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// The number, unless it overflows.
 fn decimal(digits: &[u8]) -> Option<u64> {
-    digits.iter().try_fold(0_u64, |value, digit| {
-        value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-    })
+    digits.iter().try_fold(0_u64, |value, digit| value.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
 }
 
 #[cfg(test)]
@@ -112,17 +105,11 @@ mod tests {
     const NOW: u64 = 1_700_000_000;
 
     fn key(id: u8, secret: &[u8]) -> Key {
-        Key {
-            id,
-            secret: secret.to_vec(),
-        }
+        Key { id, secret: secret.to_vec() }
     }
 
     fn settings() -> Settings {
-        let static_user = StaticUser {
-            username: b"alice".to_vec(),
-            password: b"s3cret".to_vec(),
-        };
+        let static_user = StaticUser { username: b"alice".to_vec(), password: b"s3cret".to_vec() };
         Settings {
             realm: "turnpike".to_owned(),
             rest_secrets: KeyRing(vec![key(2, b"new"), key(1, b"old")]),
@@ -133,9 +120,7 @@ mod tests {
 
     #[test]
     fn long_term_key_is_that_of_rfc_8489_9_2_2() {
-        let expected = [
-            0x84, 0x93, 0xfb, 0xc5, 0x3b, 0xa5, 0x82, 0xfb, 0x4c, 0x04, 0x4c, 0x45, 0x6b, 0xdc, 0x40, 0xeb,
-        ];
+        let expected = [0x84, 0x93, 0xfb, 0xc5, 0x3b, 0xa5, 0x82, 0xfb, 0x4c, 0x04, 0x4c, 0x45, 0x6b, 0xdc, 0x40, 0xeb];
         assert_eq!(long_term_key(b"user", "realm", b"pass"), expected);
     }
 

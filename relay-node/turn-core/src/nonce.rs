@@ -41,9 +41,7 @@ impl Nonce {
         let mut nonce = [0; Self::LEN];
         nonce[..9].copy_from_slice(COOKIE);
         nonce[9..13].copy_from_slice(NO_FEATURES);
-        URL_SAFE_NO_PAD
-            .encode_slice(binary, &mut nonce[13..])
-            .expect("21 bytes are 28 characters");
+        URL_SAFE_NO_PAD.encode_slice(binary, &mut nonce[13..]).expect("21 bytes are 28 characters");
         Some(Self(nonce))
     }
 
@@ -119,10 +117,7 @@ mod tests {
     const HOUR: u32 = 3600;
 
     fn ring(ids: &[u8]) -> KeyRing {
-        let key = |id: &u8| Key {
-            id: *id,
-            secret: vec![*id; 32],
-        };
+        let key = |id: &u8| Key { id: *id, secret: vec![*id; 32] };
         KeyRing(ids.iter().map(key).collect())
     }
 
@@ -135,12 +130,7 @@ mod tests {
         let nonce = Nonce::mint(&ring(&[1]), client("192.0.2.1:5"), NOW).expect("there is a key");
         assert!(nonce.as_bytes().starts_with(b"obMatJos2AAAA"));
         assert_eq!(nonce.as_bytes().len(), 41);
-        assert!(
-            nonce
-                .as_bytes()
-                .iter()
-                .all(|c| c.is_ascii_alphanumeric() || b"-_".contains(c))
-        );
+        assert!(nonce.as_bytes().iter().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(c)));
         assert_eq!(Nonce::mint(&ring(&[]), client("192.0.2.1:5"), NOW), None);
     }
 
@@ -156,14 +146,7 @@ mod tests {
             ("a second too late", v4, v4, NOW + hour + 1, &[1], Freshness::Stale),
             ("by a member ahead", v4, v4, NOW - 30, &[1], Freshness::Fresh),
             ("from the far future", v4, v4, NOW - hour - 1, &[1], Freshness::Stale),
-            (
-                "2^32 seconds later",
-                v4,
-                v4,
-                NOW + (1 << 32) + hour + 1,
-                &[1],
-                Freshness::Stale,
-            ),
+            ("2^32 seconds later", v4, v4, NOW + (1 << 32) + hour + 1, &[1], Freshness::Stale),
             ("another port", v4, "192.0.2.1:6", NOW, &[1], Freshness::Stale),
             ("another IP", v4, "192.0.2.2:5", NOW, &[1], Freshness::Stale),
             ("retired key", v4, v4, NOW, &[2, 1], Freshness::Fresh),

@@ -99,12 +99,8 @@ impl Policy {
         let denied = match ip {
             // 127/8 and ::1, and no other form of them.
             ip if self.allow_loopback && ip.is_loopback() => false,
-            IpAddr::V4(ip) => DENIED_V4
-                .iter()
-                .any(|(network, prefix)| in_v4(Ipv4Addr::from(*network), *prefix, ip)),
-            IpAddr::V6(ip) => DENIED_V6
-                .iter()
-                .any(|(network, prefix)| in_v6(Ipv6Addr::from(*network), *prefix, ip)),
+            IpAddr::V4(ip) => DENIED_V4.iter().any(|(network, prefix)| in_v4(Ipv4Addr::from(*network), *prefix, ip)),
+            IpAddr::V6(ip) => DENIED_V6.iter().any(|(network, prefix)| in_v6(Ipv6Addr::from(*network), *prefix, ip)),
         };
         if denied { Err(Forbidden) } else { Ok(()) }
     }
@@ -206,22 +202,11 @@ mod tests {
 
     #[test]
     fn the_lab_switch_opens_loopback_and_nothing_else() {
-        let policy = Policy {
-            allow_loopback: true,
-            ..Policy::default()
-        };
+        let policy = Policy { allow_loopback: true, ..Policy::default() };
         for text in ["127.0.0.1", "127.255.255.255", "::1"] {
             assert_eq!(policy.check_ip(ip(text)), Ok(()), "{text}");
         }
-        for text in [
-            "::ffff:127.0.0.1",
-            "::127.0.0.1",
-            "64:ff9b::127.0.0.1",
-            "10.0.0.1",
-            "0.0.0.0",
-            "::",
-            "fe80::1",
-        ] {
+        for text in ["::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::127.0.0.1", "10.0.0.1", "0.0.0.0", "::", "fe80::1"] {
             assert_eq!(policy.check_ip(ip(text)), Err(Forbidden), "{text}");
         }
     }
@@ -229,10 +214,7 @@ mod tests {
     #[test]
     fn members_are_reachable_in_any_range() {
         let policy = Policy {
-            denied: vec![Network {
-                address: ip("10.0.0.0"),
-                prefix: 8,
-            }],
+            denied: vec![Network { address: ip("10.0.0.0"), prefix: 8 }],
             members: vec![ip("10.0.0.5")],
             allow_loopback: false,
         };
@@ -243,16 +225,9 @@ mod tests {
 
     #[test]
     fn the_operator_denies_more() {
-        let network = |text: &str, prefix| Network {
-            address: ip(text),
-            prefix,
-        };
+        let network = |text: &str, prefix| Network { address: ip(text), prefix };
         let policy = Policy {
-            denied: vec![
-                network("198.51.100.0", 24),
-                network("2001:db8::", 32),
-                network("127.0.0.9", 32),
-            ],
+            denied: vec![network("198.51.100.0", 24), network("2001:db8::", 32), network("127.0.0.9", 32)],
             members: Vec::new(),
             allow_loopback: true,
         };

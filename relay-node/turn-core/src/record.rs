@@ -169,12 +169,7 @@ impl Record {
 pub fn encode_change(change: &Change, keys: &KeyRing) -> Vec<u8> {
     match change {
         Change::Put(record) => record.seal(keys),
-        Change::End {
-            id,
-            epoch,
-            sequence,
-            reason,
-        } => {
+        Change::End { id, epoch, sequence, reason } => {
             let mut writer = Writer::new();
             writer.section(tag::ID, |out| out.extend(id.0));
             writer.number(tag::EPOCH, *epoch);
@@ -196,9 +191,7 @@ pub fn decode_change(bytes: &[u8], keys: &KeyRing) -> Result<Change, RecordError
         None => return Err(RecordError::Damaged),
     }
     check_seal(bytes, keys)?;
-    Sections::read(&bytes[1..])
-        .and_then(Sections::into_change)
-        .ok_or(RecordError::Damaged)
+    Sections::read(&bytes[1..]).and_then(Sections::into_change).ok_or(RecordError::Damaged)
 }
 
 fn check_seal(bytes: &[u8], keys: &KeyRing) -> Result<(), RecordError> {
@@ -324,10 +317,7 @@ impl Sections {
                 tag::ID => sections.id = Some(AllocationId(value.array()?)),
                 tag::FIVE_TUPLE => sections.five_tuple = Some(value.five_tuple()?),
                 tag::RELAYED => value.list(&mut sections.relayed, |value| {
-                    Some(RelayedAddr {
-                        bound: value.address()?,
-                        advertised: value.address()?,
-                    })
+                    Some(RelayedAddr { bound: value.address()?, advertised: value.address()? })
                 })?,
                 tag::USERNAME => sections.username = Some(value.take(len)?.to_vec()),
                 tag::CREATED_AT => sections.created_at = Some(value.u64()?),
@@ -352,12 +342,7 @@ impl Sections {
     fn into_change(self) -> Option<Change> {
         let (id, epoch, sequence) = (self.id?, self.epoch?, self.sequence?);
         if let Some(reason) = self.ended {
-            return Some(Change::End {
-                id,
-                epoch,
-                sequence,
-                reason,
-            });
+            return Some(Change::End { id, epoch, sequence, reason });
         }
         if self.relayed.is_empty() {
             return None;
@@ -380,9 +365,7 @@ impl Sections {
 
 fn end_reason(byte: u8) -> Option<EndReason> {
     use EndReason::{Closed, Deleted, Expired, Revoked};
-    [Deleted, Expired, Closed, Revoked]
-        .into_iter()
-        .find(|reason| *reason as u8 == byte)
+    [Deleted, Expired, Closed, Revoked].into_iter().find(|reason| *reason as u8 == byte)
 }
 
 /// Reads values; `None` where the bytes end too soon or make no sense.
@@ -435,11 +418,7 @@ impl<'a> Reader<'a> {
         let transport = [Transport::Udp, Transport::Tcp, Transport::Tls, Transport::Dtls]
             .into_iter()
             .find(|transport| *transport as u8 == number)?;
-        Some(FiveTuple {
-            transport,
-            client: self.address()?,
-            server: self.address()?,
-        })
+        Some(FiveTuple { transport, client: self.address()?, server: self.address()? })
     }
 
     fn list<T>(&mut self, items: &mut Vec<T>, read: impl Fn(&mut Self) -> Option<T>) -> Option<()> {

@@ -7,10 +7,7 @@ fn address(text: &str) -> SocketAddr {
 }
 
 fn ring(ids: &[u8]) -> KeyRing {
-    let key = |id: &u8| Key {
-        id: *id,
-        secret: vec![*id; 32],
-    };
+    let key = |id: &u8| Key { id: *id, secret: vec![*id; 32] };
     KeyRing(ids.iter().map(key).collect())
 }
 
@@ -25,10 +22,7 @@ fn record() -> Record {
             client: address("203.0.113.9:51234"),
             server: address("198.51.100.7:3478"),
         },
-        relayed: vec![RelayedAddr {
-            bound: address("10.0.0.5:50000"),
-            advertised: address("198.51.100.7:50000"),
-        }],
+        relayed: vec![RelayedAddr { bound: address("10.0.0.5:50000"), advertised: address("198.51.100.7:50000") }],
         username: b"1700086400:alice@example.org".to_vec(),
         created_at: 1_700_000_000_123,
         expires_at: 1_700_000_600_123,
@@ -41,12 +35,7 @@ fn record() -> Record {
 }
 
 fn tombstone() -> Change {
-    Change::End {
-        id: record().id,
-        epoch: 3,
-        sequence: 18,
-        reason: EndReason::Revoked,
-    }
+    Change::End { id: record().id, epoch: 3, sequence: 18, reason: EndReason::Revoked }
 }
 
 #[test]
@@ -55,10 +44,8 @@ fn what_is_sealed_is_opened() {
     ipv6.relay_address = "2001:db8::7".parse().expect("literal");
     ipv6.five_tuple.transport = Transport::Tls;
     ipv6.five_tuple.client = SocketAddrV6::new("fe80::9".parse().expect("literal"), 5, 0, 3).into();
-    ipv6.relayed.push(RelayedAddr {
-        bound: address("[2001:db8::7]:50000"),
-        advertised: address("[2001:db8::7]:50000"),
-    });
+    ipv6.relayed
+        .push(RelayedAddr { bound: address("[2001:db8::7]:50000"), advertised: address("[2001:db8::7]:50000") });
     ipv6.username = b"\0%/\n\xFF".to_vec();
     ipv6.permissions.clear();
     ipv6.channels.clear();
@@ -175,13 +162,7 @@ fn the_encoding_is_frozen() {
 #[test]
 fn merge_looks_at_epoch_then_sequence() {
     let record = record();
-    let cases: &[(u64, u64, bool)] = &[
-        (3, 16, true),
-        (3, 17, false),
-        (3, 18, false),
-        (2, 99, true),
-        (4, 0, false),
-    ];
+    let cases: &[(u64, u64, bool)] = &[(3, 16, true), (3, 17, false), (3, 18, false), (2, 99, true), (4, 0, false)];
     for (epoch, sequence, expected) in cases {
         assert_eq!(record.supersedes(*epoch, *sequence), *expected);
     }

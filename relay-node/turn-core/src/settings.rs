@@ -57,19 +57,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_lifetime: 3600,
-            permissions_per_allocation: 256,
-            channels_per_allocation: 256,
-            nonce_lifetime: 3600,
-        }
+        Self { max_lifetime: 3600, permissions_per_allocation: 256, channels_per_allocation: 256, nonce_lifetime: 3600 }
     }
 }
 
 /// Everything a server can be told while it runs. Shared by all workers of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// REALM (RFC 8489 §14.9), 1..=127 characters.
+    /// REALM (RFC 8489 §14.9), 1..=127 characters. Up to 20 bytes keep a 401 within three times the smallest request
+    /// (abuse.md D).
     pub realm: String,
     /// TURN REST secrets.
     pub rest_secrets: KeyRing,

@@ -252,6 +252,21 @@ mod tests {
     }
 
     #[test]
+    fn a_foreign_realm_is_401_also_under_the_right_key() {
+        let mut lab = Lab::new();
+        let with = lab.credentials();
+        let reply = lab.unsigned(Method::Allocate, |writer| {
+            udp(writer);
+            writer.attribute(&Username(&with.username));
+            writer.attribute(&Realm(b"elsewhere"));
+            writer.attribute(&Nonce(&with.nonce));
+            writer.integrity(&with.key());
+        });
+        assert_eq!(reply.code(), 401);
+        assert_eq!(reply.message().attribute(), Ok(Some(Realm(b"turnpike"))));
+    }
+
+    #[test]
     fn algorithms_that_were_not_offered() {
         // RFC 8489 §9.2.4: with the bit in the nonce 400; without it they are unknown, 420.
         let mut lab = Lab::new();

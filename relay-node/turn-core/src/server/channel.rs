@@ -303,6 +303,9 @@ mod tests {
         assert_eq!(lab.bind(0x4000, "192.0.2.1:9"), 0);
         assert_eq!(lab.bind(0x4001, "192.0.2.1:10"), 0);
         assert_eq!(lab.bind(0x4002, "192.0.2.1:11"), 508);
+        // What is bound otherwise is bad before it is too much (RFC 8656 §12.2).
+        assert_eq!(lab.bind(0x4002, "192.0.2.1:10"), 400);
+        assert_eq!(lab.bind(0x4001, "192.0.2.1:11"), 400);
         // A refresh is no new channel.
         assert_eq!(lab.bind(0x4001, "192.0.2.1:10"), 0);
         lab.configure(|settings| settings.limits.channels_per_allocation = 9);

@@ -18,16 +18,13 @@ impl AttributeType {
     }
 }
 
-/// Names the attributes and numbers the known ones through, so that a reader can note where each one is.
+/// Names the attributes and numbers the known ones through, so that a reader can note which ones are there.
 macro_rules! attribute_types {
     ($($number:literal $name:ident $slot:literal $rfc:literal)*) => {
         impl AttributeType {
             $(#[doc = concat!("`", stringify!($name), "`, ", $rfc, ".")] pub const $name: Self = Self($number);)*
 
-            /// Number of known attributes.
-            pub(super) const SLOTS: usize = [$($slot),*].len();
-
-            /// Place of a known attribute, below [`Self::SLOTS`].
+            /// Place of a known attribute: a bit of [`AttributeSet`].
             pub(super) const fn slot(self) -> Option<usize> {
                 match self.0 {
                     $($number => Some($slot),)*
@@ -35,9 +32,9 @@ macro_rules! attribute_types {
                 }
             }
 
-            /// The known attribute at a place.
+            /// The known attributes by place.
             #[cfg(test)]
-            pub(super) const KNOWN: [Self; Self::SLOTS] = [$(Self::$name),*];
+            pub(super) const KNOWN: &[Self] = &[$(Self::$name),*];
         }
     };
 }
@@ -288,15 +285,11 @@ fn decode_address(value: &[u8], mask: &[u8; 16]) -> Option<SocketAddr> {
         (1, octets) => {
             let octets: [u8; 4] = octets.try_into().ok()?;
             let mask = [mask[0], mask[1], mask[2], mask[3]];
-            IpAddr::V4(Ipv4Addr::from_bits(
-                u32::from_be_bytes(octets) ^ u32::from_be_bytes(mask),
-            ))
+            IpAddr::V4(Ipv4Addr::from_bits(u32::from_be_bytes(octets) ^ u32::from_be_bytes(mask)))
         }
         (2, octets) => {
             let octets: [u8; 16] = octets.try_into().ok()?;
-            IpAddr::V6(Ipv6Addr::from_bits(
-                u128::from_be_bytes(octets) ^ u128::from_be_bytes(*mask),
-            ))
+            IpAddr::V6(Ipv6Addr::from_bits(u128::from_be_bytes(octets) ^ u128::from_be_bytes(*mask)))
         }
         _ => return None,
     };
@@ -373,9 +366,7 @@ impl Attribute<'_> for EvenPort {
 
     fn decode(value: &[u8], _: &TransactionId) -> Option<Self> {
         let [flags] = value else { return None };
-        Some(Self {
-            reserve_next: flags & 0x80 != 0,
-        })
+        Some(Self { reserve_next: flags & 0x80 != 0 })
     }
 
     fn value_len(&self) -> usize {
@@ -423,11 +414,7 @@ impl Attribute<'_> for Icmp {
         let &[_, _, kind, code, d0, d1, d2, d3] = value else {
             return None;
         };
-        Some(Self {
-            kind,
-            code,
-            data: u32::from_be_bytes([d0, d1, d2, d3]),
-        })
+        Some(Self { kind, code, data: u32::from_be_bytes([d0, d1, d2, d3]) })
     }
 
     fn value_len(&self) -> usize {
@@ -449,9 +436,10 @@ mod tests {
 
     #[test]
     fn slots_are_the_table_in_order() {
-        for (slot, attribute) in AttributeType::KNOWN.into_iter().enumerate() {
+        for (slot, attribute) in AttributeType::KNOWN.iter().enumerate() {
             assert_eq!(attribute.slot(), Some(slot), "{attribute:?}");
         }
+        assert!(AttributeType::KNOWN.len() <= 64, "one bit each");
         assert_eq!(AttributeType(0x7FFF).slot(), None);
     }
 
@@ -484,11 +472,7 @@ mod tests {
         round_trip(EvenPort { reserve_next: true }, &mut [0; 64]);
         round_trip(DontFragment, &mut [0; 64]);
         round_trip(ReservationToken(*b"12345678"), &mut [0; 64]);
-        let icmp = Icmp {
-            kind: 3,
-            code: 4,
-            data: 1400,
-        };
+        let icmp = Icmp { kind: 3, code: 4, data: 1400 };
         round_trip(icmp, &mut [0; 64]);
     }
 
@@ -503,11 +487,7 @@ mod tests {
             ("empty XOR-PEER-ADDRESS", peer, &[]),
             ("XOR-PEER-ADDRESS of family 0", peer, &[0, 0, 0, 0, 1, 2, 3, 4]),
             ("IPv4 of 3 bytes", peer, &[0, 1, 0, 0, 1, 2, 3]),
-            (
-                "IPv4 of 16 bytes",
-                peer,
-                &[0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6],
-            ),
+            ("IPv4 of 16 bytes", peer, &[0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6]),
             ("IPv6 of 4 bytes", peer, &[0, 2, 0, 0, 1, 2, 3, 4]),
             ("CHANNEL-NUMBER of 1 byte", channel, &[0x40]),
             ("CHANNEL-NUMBER of 5 bytes", channel, &[0x40, 0, 0, 0, 0]),
@@ -523,13 +503,7 @@ mod tests {
         // RFC 8489 §14.1, RFC 8656 §18.1 and §18.8.
         let peer = XorPeerAddress::decode(&[0xFF, 1, 0x21, 0x12, 0x21, 0x12, 0xA4, 0x42], &ID);
         assert_eq!(peer, Some(XorPeerAddress("0.0.0.0:0".parse().expect("literal"))));
-        assert_eq!(
-            ChannelNumber::decode(&[0x40, 1, 0xFF, 0xFF], &ID),
-            Some(ChannelNumber(0x4001))
-        );
-        assert_eq!(
-            RequestedTransport::decode(&[17, 1, 2, 3], &ID),
-            Some(RequestedTransport(17))
-        );
+        assert_eq!(ChannelNumber::decode(&[0x40, 1, 0xFF, 0xFF], &ID), Some(ChannelNumber(0x4001)));
+        assert_eq!(RequestedTransport::decode(&[17, 1, 2, 3], &ID), Some(RequestedTransport(17)));
     }
 }

@@ -132,19 +132,12 @@ pub enum ParseError {
 #[error("attribute {0:?} is malformed")]
 pub struct AttributeError(pub AttributeType);
 
-/// Where an attribute's value stands behind the header. `offset` is odd where there is none: values are aligned.
-#[derive(Clone, Copy)]
-struct Span {
-    offset: u16,
-    len: u16,
-}
-
-const ABSENT: Span = Span { offset: 1, len: 0 };
-
 /// A STUN message in a packet that stays where it is.
 ///
-/// Attributes are noted in one pass, each at its first occurrence (RFC 8489 §14). What follows MESSAGE-INTEGRITY is
-/// left out, because nobody signed it, but for MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (RFC 8489 §14.5).
+/// One pass checks the grammar and notes which attributes are there. What follows MESSAGE-INTEGRITY is left out,
+/// because nobody signed it, but for MESSAGE-INTEGRITY-SHA256 and FINGERPRINT (RFC 8489 §14.5). Of several of one type
+/// the first counts (RFC 8489 §14). Values are found again by walking: real messages have a handful of attributes, and
+/// a table of places would cost every relayed packet more than the walk.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     /// The whole message.
@@ -158,7 +151,6 @@ pub struct Message<'a> {
     nameless: bool,
     /// End of the attributes that count, as an index of `bytes`.
     end: usize,
-    spans: [Span; AttributeType::SLOTS],
 }
 
 impl std::fmt::Debug for Message<'_> {
@@ -199,7 +191,6 @@ impl<'a> Message<'a> {
             present: AttributeSet::default(),
             nameless: false,
             end: bytes.len(),
-            spans: [ABSENT; AttributeType::SLOTS],
         };
         message.note_attributes(attributes)?;
         Ok(message)
@@ -212,16 +203,13 @@ impl<'a> Message<'a> {
         while let Some((&[t0, t1, l0, l1], behind)) = rest.split_first_chunk::<4>() {
             let attribute = AttributeType(u16::from_be_bytes([t0, t1]));
             let len = u16::from_be_bytes([l0, l1]);
-            let start = attributes.len() - behind.len();
             rest = behind
                 .get(padded(usize::from(len))..)
-                .ok_or(ParseError::AttributeLength {
-                    attribute: attribute.0,
-                    len,
-                })?;
+                .ok_or(ParseError::AttributeLength { attribute: attribute.0, len })?;
             match attribute {
                 AttributeType::FINGERPRINT => {
-                    self.check_fingerprint(&behind[..usize::from(len)], HEADER + start - 4, rest)?;
+                    let before = HEADER + attributes.len() - behind.len() - 4;
+                    self.check_fingerprint(&behind[..usize::from(len)], before, rest)?;
                 }
                 // RFC 8489 §14.5: the one attribute that may follow MESSAGE-INTEGRITY and still counts.
                 AttributeType::MESSAGE_INTEGRITY_SHA256 if !self.contains(attribute) => {}
@@ -232,19 +220,9 @@ impl<'a> Message<'a> {
                 self.nameless |= attribute.is_comprehension_required();
                 continue;
             };
-            if self.present.contains_slot(slot) {
-                continue;
-            }
             self.present.insert_slot(slot);
-            // `start` is below the u16 length of the message.
-            self.spans[slot] = Span {
-                offset: start as u16,
-                len,
-            };
-            if matches!(
-                attribute,
-                AttributeType::MESSAGE_INTEGRITY | AttributeType::MESSAGE_INTEGRITY_SHA256
-            ) && !signed
+            if matches!(attribute, AttributeType::MESSAGE_INTEGRITY | AttributeType::MESSAGE_INTEGRITY_SHA256)
+                && !signed
             {
                 signed = true;
                 self.end = HEADER + attributes.len() - rest.len();
@@ -283,10 +261,11 @@ impl<'a> Message<'a> {
 
     /// Where the value of an attribute stands in the packet, without padding.
     pub fn range(&self, attribute: AttributeType) -> Option<Range<usize>> {
-        let slot = attribute.slot().filter(|slot| self.present.contains_slot(*slot))?;
-        let Span { offset, len } = self.spans[slot];
-        let start = HEADER + usize::from(offset);
-        Some(start..start + usize::from(len))
+        if !self.present.contains(attribute) {
+            return None;
+        }
+        // What does not count stands behind what does, so the first occurrence is the one that counts.
+        Walk::new(self.bytes).find(|(found, _)| *found == attribute).map(|(_, range)| range)
     }
 
     /// Reads an attribute at its first occurrence.
@@ -305,11 +284,11 @@ impl<'a> Message<'a> {
 
     /// Every XOR-PEER-ADDRESS in order: the one attribute of which all occurrences count (RFC 8656 §10.1).
     pub fn peer_addresses(&self) -> impl Iterator<Item = Result<XorPeerAddress, AttributeError>> + '_ {
-        self.counting()
-            .filter(|(attribute, _)| *attribute == AttributeType::XOR_PEER_ADDRESS)
-            .map(|(attribute, value)| {
-                XorPeerAddress::decode(value, &self.transaction_id).ok_or(AttributeError(attribute))
-            })
+        Walk::new(&self.bytes[..self.end]).filter(|(attribute, _)| *attribute == AttributeType::XOR_PEER_ADDRESS).map(
+            |(attribute, range)| {
+                XorPeerAddress::decode(&self.bytes[range], &self.transaction_id).ok_or(AttributeError(attribute))
+            },
+        )
     }
 
     /// The comprehension-required attributes that are in no name here or in `declined` (RFC 8489 §6.3.1).
@@ -318,7 +297,7 @@ impl<'a> Message<'a> {
         if !self.nameless && !self.present.intersects(declined) {
             return unknown;
         }
-        for (attribute, _) in self.counting() {
+        for (attribute, _) in Walk::new(&self.bytes[..self.end]) {
             if attribute.is_comprehension_required()
                 && (attribute.slot().is_none() || declined.contains(attribute))
                 && !unknown.push(attribute)
@@ -329,24 +308,36 @@ impl<'a> Message<'a> {
         unknown
     }
 
-    /// Attributes that count, in order, duplicates included.
-    fn counting(&self) -> impl Iterator<Item = (AttributeType, &'a [u8])> + use<'a> {
-        let mut rest = &self.bytes[HEADER..self.end];
-        std::iter::from_fn(move || {
-            let (&[t0, t1, l0, l1], behind) = rest.split_first_chunk::<4>()?;
-            let len = usize::from(u16::from_be_bytes([l0, l1]));
-            let value = behind.get(..len)?;
-            rest = behind.get(padded(len)..)?;
-            Some((AttributeType(u16::from_be_bytes([t0, t1])), value))
-        })
-    }
-
     /// Whether MESSAGE-INTEGRITY is there and made with `key` (RFC 8489 §14.5). Compares in constant time.
     pub fn verify_integrity(&self, key: &[u8]) -> bool {
         self.range(AttributeType::MESSAGE_INTEGRITY).is_some_and(|range| {
             let expected = integrity::message_integrity(key, &self.bytes[..range.start - 4]);
             integrity::constant_time_eq(&self.bytes[range], &expected)
         })
+    }
+}
+
+/// Walks over the attributes of a message whose grammar was checked: type, and where the value stands.
+struct Walk<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: HEADER }
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = (AttributeType, Range<usize>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let &[t0, t1, l0, l1] = self.bytes.get(self.at..)?.first_chunk()?;
+        let start = self.at + 4;
+        let end = start + usize::from(u16::from_be_bytes([l0, l1]));
+        self.at = padded(end);
+        Some((AttributeType(u16::from_be_bytes([t0, t1])), start..end))
     }
 }
 
@@ -438,12 +429,7 @@ impl<'b> MessageWriter<'b> {
         } else {
             false
         };
-        Self {
-            buffer,
-            len: HEADER,
-            transaction_id,
-            fits,
-        }
+        Self { buffer, len: HEADER, transaction_id, fits }
     }
 
     /// Appends an attribute, padded with zeros (RFC 8489 §14).
@@ -466,10 +452,7 @@ impl<'b> MessageWriter<'b> {
     /// Appends MESSAGE-INTEGRITY over what was written so far. Only FINGERPRINT may follow.
     pub fn integrity(&mut self, key: &[u8]) -> &mut Self {
         let before = self.len;
-        if self
-            .append(AttributeType::MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_LEN - 4)
-            .is_some()
-        {
+        if self.append(AttributeType::MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_LEN - 4).is_some() {
             let (signed, attribute) = self.buffer.split_at_mut(before);
             attribute[4..MESSAGE_INTEGRITY_LEN].copy_from_slice(&integrity::message_integrity(key, signed));
         }

@@ -68,38 +68,20 @@ fn grammar() {
         ("binding request", &request(&[]), Ok(())),
         ("odd length", &odd, Err(ParseError::Length(3))),
         ("longer than its length", &longer, Err(ParseError::Length(0))),
-        (
-            "shorter than its length",
-            &request(&[0x80, 0x22, 0, 0])[..20],
-            Err(ParseError::Length(4)),
-        ),
+        ("shorter than its length", &request(&[0x80, 0x22, 0, 0])[..20], Err(ParseError::Length(4))),
         ("empty attribute", &request(&[0x80, 0x22, 0, 0]), Ok(())),
         (
             "attribute past the end",
             &request(&[0x80, 0x22, 0, 1]),
-            Err(ParseError::AttributeLength {
-                attribute: 0x8022,
-                len: 1,
-            }),
+            Err(ParseError::AttributeLength { attribute: 0x8022, len: 1 }),
         ),
         (
             "attribute of the longest length",
             &request(&[0x80, 0x22, 0xFF, 0xFF]),
-            Err(ParseError::AttributeLength {
-                attribute: 0x8022,
-                len: 0xFFFF,
-            }),
+            Err(ParseError::AttributeLength { attribute: 0x8022, len: 0xFFFF }),
         ),
-        (
-            "bad FINGERPRINT",
-            &request(&[0x80, 0x28, 0, 4, 1, 2, 3, 4]),
-            Err(ParseError::Fingerprint),
-        ),
-        (
-            "empty FINGERPRINT",
-            &request(&[0x80, 0x28, 0, 0]),
-            Err(ParseError::Fingerprint),
-        ),
+        ("bad FINGERPRINT", &request(&[0x80, 0x28, 0, 4, 1, 2, 3, 4]), Err(ParseError::Fingerprint)),
+        ("empty FINGERPRINT", &request(&[0x80, 0x28, 0, 0]), Err(ParseError::Fingerprint)),
     ];
     for (what, bytes, expected) in cases {
         assert_eq!(Message::parse(bytes).map(|_| ()), *expected, "{what}");
@@ -145,10 +127,9 @@ fn rfc_5769_2_1_request() {
 
 #[test]
 fn rfc_5769_2_2_and_2_3_responses() {
-    for (bytes, address) in [
-        (RFC_5769_IPV4, "192.0.2.1:32853"),
-        (RFC_5769_IPV6, "[2001:db8:1234:5678:11:2233:4455:6677]:32853"),
-    ] {
+    for (bytes, address) in
+        [(RFC_5769_IPV4, "192.0.2.1:32853"), (RFC_5769_IPV6, "[2001:db8:1234:5678:11:2233:4455:6677]:32853")]
+    {
         let address: SocketAddr = address.parse().expect("literal");
         let message = Message::parse(bytes).expect("RFC 5769");
         assert_eq!(message.class(), Class::Success);
@@ -192,10 +173,7 @@ fn rfc_5769_2_4_long_term_request() {
 fn integrity_and_fingerprint_are_read_back() {
     let mut buffer = [0xEE; 256];
     let mut writer = MessageWriter::new(&mut buffer, Class::Error, Method::Refresh, ID);
-    writer
-        .attribute(&ErrorCode::BAD_REQUEST)
-        .integrity(b"key")
-        .fingerprint();
+    writer.attribute(&ErrorCode::BAD_REQUEST).integrity(b"key").fingerprint();
     let len = writer.finish().expect("fits");
     let message = Message::parse(&buffer[..len]).expect("the fingerprint verifies");
     assert!(message.verify_integrity(b"key"));
@@ -204,10 +182,7 @@ fn integrity_and_fingerprint_are_read_back() {
     for byte in (0..len).filter(|byte| !(len - 8..len - 6).contains(byte)) {
         let mut damaged = buffer[..len].to_vec();
         damaged[byte] ^= 1;
-        assert!(
-            Message::parse(&damaged).is_err(),
-            "byte {byte} is covered by FINGERPRINT"
-        );
+        assert!(Message::parse(&damaged).is_err(), "byte {byte} is covered by FINGERPRINT");
     }
 }
 
@@ -220,10 +195,7 @@ fn first_occurrence_counts() {
     // Also where the first is malformed.
     let bytes = request(b"\x00\x0D\x00\x00\x00\x0D\x00\x04\x00\x00\x00\x02");
     let message = Message::parse(&bytes).expect("well-formed");
-    assert_eq!(
-        message.attribute::<Lifetime>(),
-        Err(AttributeError(AttributeType::LIFETIME))
-    );
+    assert_eq!(message.attribute::<Lifetime>(), Err(AttributeError(AttributeType::LIFETIME)));
 }
 
 /// A message signed with "key", then these bytes with the length set right.
@@ -275,13 +247,9 @@ fn unknown_attributes_are_listed_once_and_bounded() {
     let unknown: Vec<_> = message.unknown_attributes(declined).iter().collect();
     assert_eq!(unknown, [AttributeType(0x7FFF), AttributeType::EVEN_PORT]);
 
-    let many: Vec<u8> = (0x4000_u16..0x4100)
-        .flat_map(|attribute| [attribute.to_be_bytes(), [0, 0]].concat())
-        .collect();
+    let many: Vec<u8> = (0x4000_u16..0x4100).flat_map(|attribute| [attribute.to_be_bytes(), [0, 0]].concat()).collect();
     let bytes = request(&many);
-    let unknown = Message::parse(&bytes)
-        .expect("well-formed")
-        .unknown_attributes(declined);
+    let unknown = Message::parse(&bytes).expect("well-formed").unknown_attributes(declined);
     assert_eq!(unknown.iter().count(), UnknownAttributes::MAX);
     assert_eq!(unknown.iter().next(), Some(AttributeType(0x4000)));
 }
@@ -353,11 +321,11 @@ fn no_bytes_panic() {
 fn exercise(bytes: &[u8]) {
     let Ok(message) = Message::parse(bytes) else { return };
     for attribute in AttributeType::KNOWN {
-        if let Some(range) = message.range(attribute) {
+        if let Some(range) = message.range(*attribute) {
             assert!(range.end <= bytes.len());
         }
     }
     let _ = message.verify_integrity(b"key");
     let _ = message.peer_addresses().count();
-    let _ = message.unknown_attributes(AttributeSet::of(&AttributeType::KNOWN));
+    let _ = message.unknown_attributes(AttributeSet::of(AttributeType::KNOWN));
 }

@@ -40,11 +40,7 @@ pub fn frame(buffer: &[u8]) -> Frame {
         },
         Kind::Dtls | Kind::Other => return Frame::Invalid,
     };
-    if buffer.len() < len {
-        Frame::Partial(len)
-    } else {
-        Frame::Whole(len)
-    }
+    if buffer.len() < len { Frame::Partial(len) } else { Frame::Whole(len) }
 }
 
 #[cfg(test)]
