@@ -219,6 +219,8 @@ fn what_follows_integrity_means_nothing() {
     assert!(message.verify_integrity(b"key"));
     assert_eq!(message.attribute::<Lifetime>(), Ok(None));
     assert!(message.unknown_attributes(AttributeSet::default()).is_empty());
+    let declined = AttributeSet::of(&[AttributeType::USERNAME]);
+    assert_eq!(message.unknown_attributes(declined).iter().collect::<Vec<_>>(), [AttributeType::USERNAME]);
     assert_eq!(message.peer_addresses().count(), 0);
     // A second USERNAME and a second MESSAGE-INTEGRITY neither.
     let bytes = signed_then(b"\x00\x06\x00\x01v\0\0\0\x00\x08\x00\x14aaaaaaaaaaaaaaaaaaaa");
