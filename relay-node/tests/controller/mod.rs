@@ -96,11 +96,33 @@ impl Session {
         }));
     }
 
-    /// The next message.
+    /// The next message but for load reports, which come whatever else happens.
     pub(crate) fn hear(&mut self) -> Hear {
-        let message = async { tokio::time::timeout(PATIENCE, self.hear.message()).await };
-        let message = self.handle.block_on(message).expect("the relay says something");
-        message.expect("no error").expect("it has not left").body.expect("a body")
+        let message = async {
+            loop {
+                let message = self.hear.message().await.expect("no error").expect("the relay has not left");
+                match message.body.expect("a body") {
+                    Hear::Load(_) => {}
+                    body => return body,
+                }
+            }
+        };
+        let message = async { tokio::time::timeout(PATIENCE, message).await };
+        self.handle.block_on(message).expect("the relay says something")
+    }
+
+    /// Waits for a load report; what else comes is passed over.
+    pub(crate) fn load(&mut self) -> v1::Load {
+        let load = async {
+            loop {
+                let message = self.hear.message().await.expect("no error").expect("the relay has not left");
+                if let Some(Hear::Load(load)) = message.body {
+                    return load;
+                }
+            }
+        };
+        let load = async { tokio::time::timeout(PATIENCE, load).await };
+        self.handle.block_on(load).expect("the relay reports")
     }
 
     /// Waits for a whole resync, acknowledges it, and returns what lives.
@@ -122,7 +144,6 @@ impl Session {
                     live.retain(|change: &RecordChange| !change.record.is_empty());
                     return live;
                 }
-                Hear::Load(_) => {}
                 other => panic!("unexpected: {other:?}"),
             }
         }
@@ -130,16 +151,13 @@ impl Session {
 
     /// Waits for a batch of one change and acknowledges it.
     pub(crate) fn change(&mut self) -> RecordChange {
-        loop {
-            match self.hear() {
-                Hear::Records(mut batch) => {
-                    assert_eq!(batch.changes.len(), 1, "{batch:?}");
-                    self.acknowledge(batch.batch_id);
-                    return batch.changes.remove(0);
-                }
-                Hear::Load(_) => {}
-                other => panic!("unexpected: {other:?}"),
+        match self.hear() {
+            Hear::Records(mut batch) => {
+                assert_eq!(batch.changes.len(), 1, "{batch:?}");
+                self.acknowledge(batch.batch_id);
+                batch.changes.remove(0)
             }
+            other => panic!("unexpected: {other:?}"),
         }
     }
 
