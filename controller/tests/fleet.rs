@@ -649,6 +649,46 @@ async fn connect(endpoint: &str) -> Arc<dyn Store> {
     Arc::new(EtcdStore::connect(options).await.expect("etcd answers"))
 }
 
+/// A write gets stuck on the way to one member of etcd, is repeated through another, and followed by a newer one. When
+/// the stuck copy arrives at last, it must not land.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_copy_of_a_write_lands_nowhere() {
+    let etcd = Etcd::start().await;
+    let (one, two) = (Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await);
+    let direct = connect(&etcd.endpoint()).await;
+    let pki = Pki::new();
+    let options = EtcdOptions {
+        endpoints: vec![one.endpoint(), two.endpoint()],
+        prefix: "turnpike/".to_owned(),
+        ..EtcdOptions::default()
+    };
+    let store: Arc<dyn Store> = Arc::new(EtcdStore::connect(options).await.expect("etcd answers"));
+    let replica = Replica::start(store, &pki, Duration::from_secs(60)).await;
+    let mut relay = Relay::join(&pki, &replica, hello("eu-1", 1, "boot", 1)).await;
+    let change = vec![relay.put(1, 1)];
+    let batch = relay.batch(change).await;
+    relay.acked(batch).await;
+
+    // The only way left swallows the write.
+    two.set(Mode::Cut);
+    one.set(Mode::Hold);
+    let held = one.held();
+    let change = vec![relay.put(1, 2)];
+    let batch = relay.batch(change).await;
+    let is_held = || async { one.held() > held };
+    eventually("the write is on its way", is_held).await;
+    two.set(Mode::Pass);
+    relay.acked(batch).await;
+    let change = vec![relay.put(1, 3)];
+    let batch = relay.batch(change).await;
+    relay.acked(batch).await;
+    let truth = stored(&direct, EU_1).await;
+    one.set(Mode::Pass);
+    // Nothing is to happen, so there is nothing to wait for but time.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(stored(&direct, EU_1).await, truth);
+}
+
 /// How many records one replica stores in etcd: relays with eight full batches in flight each, as real ones.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement; run it alone, in release, with --no-capture"]

@@ -1,27 +1,20 @@
 //! The etcd store (etcd 3.4 or newer, v3 API).
 
+mod members;
 mod watch;
 
-use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue, PutOptions,
-    TlsOptions, Txn, TxnOp,
+    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions, TlsOptions, Txn, TxnOp,
 };
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tonic::Code;
 
+use self::members::{ATTEMPT, Members};
 use super::{
     Entry, Guard, LeaseId, MAX_PAGE, Op, Page, Store, StoreError, StoreStatus, Watch, check_lease, check_transaction,
 };
 
-/// How long a call goes on retrying. A leader change takes etcd 1-1.5 s.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// How long one attempt of a call that may be repeated waits.
-const ATTEMPT: Duration = Duration::from_secs(2);
-/// First pause between attempts; doubles up to the second one.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(400));
 /// Pings on an idle connection; etcd ends connections that ping more often than each 5 s.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 /// Answers may hold a page of the longest values.
@@ -60,7 +53,7 @@ pub struct EtcdTls {
 
 /// A store in etcd.
 pub struct EtcdStore {
-    client: Client,
+    members: Arc<Members>,
     root: String,
 }
 
@@ -73,7 +66,7 @@ impl EtcdStore {
     pub async fn connect(options: EtcdOptions) -> Result<Self, StoreError> {
         let mut connect = ConnectOptions::new()
             .with_require_leader(true)
-            .with_connect_timeout(ATTEMPT)
+            .with_connect_timeout(ATTEMPT.0)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true)
             .with_auto_token_refresh(true);
@@ -87,11 +80,14 @@ impl EtcdStore {
         if let Some((user, password)) = &options.user {
             connect = connect.with_user(user, password);
         }
-        let endpoints = &options.endpoints;
-        let named = |error| name_endpoints(endpoints, error);
-        let client = retry(|| Client::connect(endpoints, Some(connect.clone()))).await.map_err(named)?;
-        let store = Self { client, root: options.prefix };
-        let version = store.status().await.map_err(named)?.version;
+        let at = options.endpoints.join(", ");
+        let members = Arc::new(Members::new(options.endpoints, &connect));
+        let store = Self { members, root: options.prefix };
+        let version = match store.status().await {
+            Ok(status) => status.version,
+            Err(StoreError::Unavailable(text)) => return Err(StoreError::Unavailable(format!("etcd at {at}: {text}"))),
+            Err(error) => return Err(StoreError::Refused(format!("etcd at {at}: {error}"))),
+        };
         if is_before_3_5(&version) {
             tracing::warn!(version, "etcd is older than 3.5: it works, but slower; 3.5 is asked for in production");
         } else {
@@ -108,17 +104,17 @@ impl EtcdStore {
 #[tonic::async_trait]
 impl Store for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let mut answer = retry(|| {
-            let (mut kv, key) = (self.client.kv_client(), self.key(key));
+        let answer = self.members.repeat(|client| {
+            let (mut kv, key) = (client.kv_client(), self.key(key));
             async move { kv.get(key, None).await }
-        })
-        .await?;
+        });
+        let mut answer = answer.await?;
         Ok(answer.take_kvs().into_iter().next().and_then(|kv| entry(&self.root, kv)))
     }
 
     async fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         let after = after.map(|after| self.key(after));
-        page(&self.client, &self.root, &self.key(prefix), after, limit, 0).await
+        page(&self.members, &self.root, &self.key(prefix), after, limit, 0).await
     }
 
     async fn transact(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<bool, StoreError> {
@@ -126,51 +122,41 @@ impl Store for EtcdStore {
         let compares: Vec<Compare> = guards.into_iter().map(|guard| self.compare(guard)).collect();
         let ops: Vec<TxnOp> = ops.into_iter().map(|op| self.op(op)).collect();
         let txn = Txn::new().when(compares).and_then(ops);
-        let deadline = Instant::now() + DEADLINE;
-        let mut pause = BACKOFF.0;
-        loop {
-            let attempt = self.client.kv_client().txn(txn.clone()).await_until(deadline).await;
-            match attempt {
-                Ok(answer) => return Ok(answer.succeeded()),
-                Err(fault) if fault.passing && fault.applied == Applied::No && Instant::now() + pause < deadline => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(BACKOFF.1);
-                }
-                Err(fault) => return Err(fault.error),
-            }
-        }
+        let answer = self.members.once(|client| {
+            let (mut kv, txn) = (client.kv_client(), txn.clone());
+            async move { kv.txn(txn).await }
+        });
+        Ok(answer.await?.succeeded())
     }
 
     async fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
-        Ok(watch::start(self.client.clone(), self.root.clone(), self.key(prefix)))
+        Ok(watch::start(self.members.clone(), self.root.clone(), self.key(prefix)))
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         check_lease(ttl)?;
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        let answer = retry(|| {
-            let mut lease = self.client.lease_client();
+        let answer = self.members.repeat(|client| {
+            let mut lease = client.lease_client();
             async move { lease.grant(seconds, None).await }
-        })
-        .await?;
-        Ok(LeaseId(answer.id()))
+        });
+        Ok(LeaseId(answer.await?.id()))
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        retry(|| {
-            let mut client = self.client.lease_client();
-            async move { client.keep_alive(lease.0).await.map(drop) }
-        })
-        .await
+        let renewed = self.members.repeat(|client| {
+            let mut leases = client.lease_client();
+            async move { leases.keep_alive(lease.0).await.map(drop) }
+        });
+        renewed.await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let answer = retry(|| {
-            let mut client = self.client.lease_client();
-            async move { client.revoke(lease.0).await.map(drop) }
-        })
-        .await;
-        match answer {
+        let revoked = self.members.repeat(|client| {
+            let mut leases = client.lease_client();
+            async move { leases.revoke(lease.0).await.map(drop) }
+        });
+        match revoked.await {
             // Ended already, or by an attempt whose answer was lost: as asked.
             Err(StoreError::LeaseEnded) => Ok(()),
             other => other,
@@ -178,12 +164,11 @@ impl Store for EtcdStore {
     }
 
     async fn status(&self) -> Result<StoreStatus, StoreError> {
-        let answer = retry(|| {
-            let mut maintenance = self.client.maintenance_client();
+        let status = self.members.repeat(|client| {
+            let mut maintenance = client.maintenance_client();
             async move { maintenance.status().await }
-        })
-        .await?;
-        Ok(StoreStatus { kind: "etcd", version: answer.version().to_owned() })
+        });
+        Ok(StoreStatus { kind: "etcd", version: status.await?.version().to_owned() })
     }
 }
 
@@ -209,7 +194,7 @@ impl EtcdStore {
 
 /// A page of `prefix` (whole keys, with the root) as of `revision`; 0 is now.
 async fn page(
-    client: &Client,
+    members: &Members,
     root: &str,
     prefix: &[u8],
     after: Option<Vec<u8>>,
@@ -223,12 +208,12 @@ async fn page(
         from = after;
     }
     let options = GetOptions::new().with_range(prefix_end(prefix)).with_limit(limit).with_revision(revision);
-    let mut answer = retry(|| {
+    let answer = members.repeat(|client| {
         let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
         let (from, options) = (from.clone(), options.clone());
         async move { kv.get(from, Some(options)).await }
-    })
-    .await?;
+    });
+    let mut answer = answer.await?;
     Ok(Page {
         revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision),
         more: answer.more(),
@@ -258,154 +243,11 @@ fn entry(root: &str, kv: KeyValue) -> Option<Entry> {
     Some(Entry { key, value, revision, lease })
 }
 
-/// A failed attempt.
-struct Fault {
-    error: StoreError,
-    /// May go away by itself within seconds.
-    passing: bool,
-    applied: Applied,
-}
-
-/// Whether a failed attempt can have had an effect.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Applied {
-    No,
-    Perhaps,
-}
-
-trait AwaitUntil<T> {
-    async fn await_until(self, deadline: Instant) -> Result<T, Fault>;
-}
-
-impl<T, F: Future<Output = Result<T, Error>>> AwaitUntil<T> for F {
-    async fn await_until(self, deadline: Instant) -> Result<T, Fault> {
-        match timeout_at(deadline, self).await {
-            Ok(answer) => answer.map_err(|error| fault(&error)),
-            Err(_) => Err(Fault {
-                error: StoreError::Unavailable("etcd does not answer in time".to_owned()),
-                passing: true,
-                applied: Applied::Perhaps,
-            }),
-        }
-    }
-}
-
-/// Repeats a call that may be made twice, until it answers, is refused or the deadline has passed.
-async fn retry<T, F: Future<Output = Result<T, Error>>>(call: impl Fn() -> F) -> Result<T, StoreError> {
-    let deadline = Instant::now() + DEADLINE;
-    let mut pause = BACKOFF.0;
-    loop {
-        let attempt = call().await_until(deadline.min(Instant::now() + ATTEMPT)).await;
-        match attempt {
-            Ok(answer) => return Ok(answer),
-            Err(fault) if fault.passing && Instant::now() + pause < deadline => {
-                tracing::debug!(error = %fault.error, "another attempt");
-                sleep(pause).await;
-                pause = (pause * 2).min(BACKOFF.1);
-            }
-            Err(fault) => return Err(fault.error),
-        }
-    }
-}
-
-fn fault(error: &Error) -> Fault {
-    let (passing, applied) = match error {
-        Error::GRpcStatus(status) => judge(status),
-        Error::TransportError(_) | Error::IoError(_) => (true, Applied::No),
-        Error::LeaseKeepAliveError(text) if text == "lease not found" => {
-            return Fault { error: StoreError::LeaseEnded, passing: false, applied: Applied::No };
-        }
-        Error::LeaseKeepAliveError(_) | Error::WatchError(_) => (true, Applied::Perhaps),
-        _ => (false, Applied::No),
-    };
-    let text = match error {
-        Error::GRpcStatus(status) => status.source().map_or_else(|| status.message().to_owned(), chain),
-        Error::TransportError(error) => chain(error),
-        other => other.to_string(),
-    };
-    let lease_ended = text.contains("requested lease not found");
-    let error = if lease_ended {
-        StoreError::LeaseEnded
-    } else if passing || text.contains("database space exceeded") {
-        StoreError::Unavailable(text)
-    } else {
-        StoreError::Refused(text)
-    };
-    Fault { error, passing: passing && !lease_ended, applied }
-}
-
-/// Whether a status is of the passing kind, and whether its call may have had an effect.
-fn judge(status: &tonic::Status) -> (bool, Applied) {
-    let text = status.message();
-    match status.code() {
-        Code::Unavailable if never_sent(status) || text == "etcdserver: no leader" => (true, Applied::No),
-        Code::ResourceExhausted if text == "etcdserver: too many requests" => (true, Applied::No),
-        // A broken connection is Unknown, Internal or Cancelled, by where it broke.
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::Internal
-        | Code::Aborted => (true, Applied::Perhaps),
-        _ => (false, Applied::No),
-    }
-}
-
-/// An error with its causes, each said once: "tcp connect error: Connection refused (os error 111)".
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
-}
-
-/// Says where what failed at start was looked for.
-fn name_endpoints(endpoints: &[String], error: StoreError) -> StoreError {
-    let at = endpoints.join(", ");
-    match error {
-        StoreError::Unavailable(text) => StoreError::Unavailable(format!("etcd at {at}: {text}")),
-        StoreError::Refused(text) => StoreError::Refused(format!("etcd at {at}: {text}")),
-        StoreError::LeaseEnded => StoreError::LeaseEnded,
-    }
-}
-
-/// Whether there was no connection to send it on.
-fn never_sent(status: &tonic::Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
-}
-
 fn is_before_3_5(version: &str) -> bool {
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let major = numbers.next().unwrap_or(0);
     let minor = numbers.next().unwrap_or(0);
     (major, minor) < (3, 5)
-}
-
-/// Backs off between a watch's attempts.
-async fn pause_after(failures: u32) {
-    let pause = BACKOFF.0 * 2u32.saturating_pow(failures.min(10));
-    sleep(pause.min(Duration::from_secs(1))).await;
-}
-
-/// Bounds what would otherwise wait for as long as etcd does.
-async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-    match timeout(limit, call).await {
-        Ok(answer) => answer.map_err(|error| fault(&error).error),
-        Err(_) => Err(StoreError::Unavailable("etcd does not answer in time".to_owned())),
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -131,7 +133,7 @@ impl Drop for Etcd {
 pub(crate) enum Mode {
     /// Passes them.
     Pass,
-    /// Reads none.
+    /// Keeps them back.
     Hold,
     /// Ends connections and takes none.
     Cut,
@@ -141,6 +143,7 @@ pub(crate) enum Mode {
 pub(crate) struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
+    held: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -149,6 +152,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");
         let (mode, modes) = watch::channel(Mode::Pass);
+        let held = Arc::new(AtomicUsize::new(0));
+        let counter = held.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -157,15 +162,20 @@ impl Proxy {
                 if *modes.borrow() != Mode::Cut
                     && let Ok(server) = TcpStream::connect(target).await
                 {
-                    connections.spawn(join(client, server, modes.clone()));
+                    connections.spawn(join(client, server, modes.clone(), counter.clone()));
                 }
             }
         });
-        Self { address, mode, _tasks: tasks }
+        Self { address, mode, held, _tasks: tasks }
     }
 
     pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// How often bytes of a client were held back.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set(&self, mode: Mode) {
@@ -173,33 +183,37 @@ impl Proxy {
     }
 }
 
-async fn join(client: TcpStream, server: TcpStream, mut modes: watch::Receiver<Mode>) {
+async fn join(client: TcpStream, server: TcpStream, modes: watch::Receiver<Mode>, held: Arc<AtomicUsize>) {
+    let unheard = AtomicUsize::new(0);
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let pass = async {
-        tokio::join!(copy(from_client, to_server, modes.clone()), copy(from_server, to_client, modes.clone()));
+        tokio::join!(
+            copy(from_client, to_server, modes.clone(), &held),
+            copy(from_server, to_client, modes.clone(), &unheard)
+        );
     };
     let mut watched = modes.clone();
     tokio::select! {
         () = pass => {}
         _ = watched.wait_for(|mode| *mode == Mode::Cut) => {}
     }
-    modes.mark_unchanged();
 }
 
 async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut modes: watch::Receiver<Mode>,
+    held: &AtomicUsize,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        if modes.wait_for(|mode| *mode != Mode::Hold).await.is_err() {
-            return;
-        }
         match from.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(n) => {
+                if *modes.borrow() == Mode::Hold {
+                    held.fetch_add(1, Ordering::Relaxed);
+                }
                 if modes.wait_for(|mode| *mode != Mode::Hold).await.is_err() {
                     return;
                 }

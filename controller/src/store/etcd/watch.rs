@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use etcd_client::{Client, Event, EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Event, EventType, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc;
 
-use super::{ATTEMPT, DEADLINE, MAX_ANSWER, entry, page, pause_after, prefix_end, within};
+use super::members::{ATTEMPT, Members, pause_after, within};
+use super::{MAX_ANSWER, entry, page, prefix_end};
 use crate::store::{MAX_PAGE, StoreError, Watch, WatchEvent};
 
 /// Events between here and a consumer that keeps up.
@@ -16,15 +18,15 @@ const QUEUE: usize = 256;
 const BACKLOG: usize = 16 * 1024;
 
 /// Starts a watch of `prefix` (a whole key prefix, with the root). It ends when the receiver is dropped.
-pub(super) fn start(client: Client, root: String, prefix: Vec<u8>) -> Watch {
+pub(super) fn start(members: Arc<Members>, root: String, prefix: Vec<u8>) -> Watch {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let teller = Teller { client, root, prefix, sender };
+    let teller = Teller { members, root, prefix, sender };
     tokio::spawn(teller.run());
     receiver
 }
 
 struct Teller {
-    client: Client,
+    members: Arc<Members>,
     root: String,
     prefix: Vec<u8>,
     sender: mpsc::Sender<WatchEvent>,
@@ -71,7 +73,7 @@ impl Teller {
         let mut revision = 0;
         let mut after = None;
         loop {
-            let page = page(&self.client, &self.root, &self.prefix, after, MAX_PAGE, revision).await?;
+            let page = page(&self.members, &self.root, &self.prefix, after, MAX_PAGE, revision).await?;
             if revision == 0 {
                 revision = page.revision;
             }
@@ -85,19 +87,25 @@ impl Teller {
         }
         let options =
             WatchOptions::new().with_range(prefix_end(&self.prefix)).with_start_revision(revision + 1).with_fragment();
-        let mut client = self.client.watch_client().max_decoding_message_size(MAX_ANSWER);
-        let mut stream = within(ATTEMPT, client.watch(self.prefix.clone(), Some(options))).await?;
-        let created = within(DEADLINE, stream.message()).await?;
+        let (member, client) = self.members.current().await?;
+        let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER);
+        let begun = within(ATTEMPT.1, async {
+            let mut stream = client.watch(self.prefix.clone(), Some(options)).await?;
+            let created = stream.message().await?;
+            Ok((stream, created))
+        });
+        let (stream, created) = begun.await.inspect_err(|_| self.members.leave(member))?;
         let created = created.ok_or_else(|| Break::Doubt("the watch was not created".to_owned()))?;
         let mut backlog = VecDeque::new();
         self.queue(&created, &mut backlog)?;
         self.send(WatchEvent::Synced, told).await?;
-        self.follow(stream, backlog, told).await
+        self.follow(member, stream, backlog, told).await
     }
 
     /// Passes changes on as they come; reading never waits for the consumer.
     async fn follow(
         &self,
+        member: usize,
         mut stream: WatchStream,
         mut backlog: VecDeque<WatchEvent>,
         told: &mut usize,
@@ -105,7 +113,10 @@ impl Teller {
         loop {
             tokio::select! {
                 message = stream.message() => {
-                    let message = message.map_err(|error| Break::Doubt(error.to_string()))?;
+                    let message = message.map_err(|error| {
+                        self.members.leave(member);
+                        Break::Doubt(error.to_string())
+                    })?;
                     let message = message.ok_or_else(|| Break::Doubt("the stream ended".to_owned()))?;
                     self.queue(&message, &mut backlog)?;
                     if backlog.len() > BACKLOG {
