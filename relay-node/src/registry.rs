@@ -1,18 +1,22 @@
 //! Node-wide slow-path state: which relayed ports are held, and how many allocations each user has. One per process,
 //! behind a lock; the packet path never comes here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use turn_core::{BindError, Family, RelayedAddr};
+use turn_core::wire::attribute::ReservationToken;
+use turn_core::{BindError, BindRequest, Bound, Family, PortRequest, RelayedAddr};
 
 use crate::dataplane::RelayIp;
 
 /// Ports tried for one allocation while other programs hold the ones picked.
 const ATTEMPTS: usize = 64;
+/// RFC 8656 §7.2: a reservation is held for at least 30 seconds.
+const RESERVED_FOR: Duration = Duration::from_secs(40);
 
 /// Bounds of the node.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,26 +39,37 @@ pub enum RestoreError {
 }
 
 /// Ports and shares in use.
-pub struct Registry {
+pub struct Registry<S = UdpSocket> {
     relay_ips: Vec<RelayIp>,
     ports: RangeInclusive<u16>,
-    state: Mutex<State>,
+    state: Mutex<State<S>>,
 }
 
-struct State {
+struct State<S> {
     bounds: Bounds,
     /// One per relay IP.
     held: Vec<PortSet>,
     allocations: usize,
     /// No entry is zero, so there are never more than allocations.
     by_user: HashMap<Box<[u8]>, usize>,
+    /// Ports held for whoever brings their token, the oldest first. Each counts for the user who asked for it, so
+    /// there are never more of them than quotas allow.
+    reservations: VecDeque<Reservation<S>>,
 }
 
-impl Registry {
+struct Reservation<S> {
+    token: ReservationToken,
+    relayed: RelayedAddr,
+    socket: S,
+    quota_key: Box<[u8]>,
+    until: Instant,
+}
+
+impl<S> Registry<S> {
     /// Nothing is held yet. New ports come from `ports`; a restored one may lie outside.
     pub fn new(relay_ips: Vec<RelayIp>, ports: RangeInclusive<u16>, bounds: Bounds) -> Self {
         let held = relay_ips.iter().map(|_| PortSet::new()).collect();
-        let state = State { bounds, held, allocations: 0, by_user: HashMap::new() };
+        let state = State { bounds, held, allocations: 0, by_user: HashMap::new(), reservations: VecDeque::new() };
         Self { relay_ips, ports, state: Mutex::new(state) }
     }
 
@@ -64,69 +79,93 @@ impl Registry {
     }
 
     /// Counts an allocation for a user and opens a socket for it with `open`, on a port that nobody can guess: each
-    /// free one is as likely. Held until [`Registry::release`].
+    /// suitable free one is as likely. Held until [`Registry::release`].
     ///
     /// # Errors
     /// See [`BindError`]; nothing is held or counted then.
-    pub fn bind<T>(
+    pub fn bind(
         &self,
-        family: Family,
-        quota_key: &[u8],
-        mut open: impl FnMut(SocketAddr) -> io::Result<T>,
-    ) -> Result<(RelayedAddr, T), BindError> {
-        let index = self.index_of(family).ok_or(BindError::FamilyUnsupported)?;
-        self.lock().count(quota_key)?;
+        request: BindRequest<'_>,
+        mut open: impl FnMut(SocketAddr) -> io::Result<S>,
+    ) -> Result<(Bound, S), BindError> {
+        self.expire_reservations(Instant::now());
+        let width = match request.port {
+            PortRequest::Reserved(token) => return self.lock().claim(token, request.quota_key),
+            PortRequest::Any | PortRequest::Even => 1,
+            PortRequest::EvenAndNext => 2,
+        };
+        let index = self.index_of(request.family).ok_or(BindError::FamilyUnsupported)?;
+        self.lock().count(request.quota_key, width)?;
         // Ports that another program holds stay marked until the end, so that none is tried twice.
         let mut foreign = Vec::new();
         let mut opened = Err(BindError::NoPort);
         for _ in 0..ATTEMPTS {
-            let Some(port) = self.lock().held[index].take_any(self.ports.clone()) else {
+            let Some(port) = self.lock().held[index].take_any(self.ports.clone(), request.port) else {
                 break;
             };
-            let relayed = self.relayed(index, port);
-            match open(relayed.bound) {
-                Ok(socket) => {
-                    opened = Ok((relayed, socket));
+            let ports = port..=port + (width - 1);
+            match ports.clone().map(|port| open(self.relayed(index, port).bound)).collect::<io::Result<Vec<S>>>() {
+                Ok(sockets) => {
+                    opened = Ok((port, sockets));
                     break;
                 }
                 Err(error) => {
-                    foreign.push(port);
+                    foreign.extend(ports);
                     if error.kind() != io::ErrorKind::AddrInUse {
-                        tracing::error!(address = %relayed.bound, %error, "cannot open a relayed address");
+                        let address = self.relayed(index, port).bound;
+                        tracing::error!(%address, %error, "cannot open a relayed address");
                         break;
                     }
                 }
             }
         }
-        if !foreign.is_empty() || opened.is_err() {
-            let mut state = self.lock();
-            for port in foreign {
-                state.held[index].free(port);
-            }
-            if opened.is_err() {
-                state.discount(quota_key);
-            }
+        let mut state = self.lock();
+        for port in foreign {
+            state.held[index].free(port);
         }
-        opened
+        let bound = opened.and_then(|(port, sockets)| {
+            let mut sockets = sockets.into_iter();
+            let socket = sockets.next().ok_or(BindError::NoPort)?;
+            let next = sockets.next().map(|socket| (self.relayed(index, port + 1), socket));
+            let reservation = next.map(|(relayed, socket)| state.reserve(relayed, socket, request.quota_key));
+            Ok((Bound { relayed: self.relayed(index, port), reservation: reservation.transpose()? }, socket))
+        });
+        if bound.is_err() {
+            state.discount(request.quota_key, width);
+        }
+        bound
+    }
+
+    /// Frees what was reserved and not claimed in time.
+    pub fn expire_reservations(&self, now: Instant) {
+        let mut state = self.lock();
+        while let Some(reservation) = state.reservations.pop_front_if(|reservation| reservation.until <= now) {
+            // The socket first: a port is not free while it is open.
+            drop(reservation.socket);
+            if let Some(index) = self.index_of(reservation.relayed.family()) {
+                state.held[index].free(reservation.relayed.port());
+            }
+            state.discount(&reservation.quota_key, 1);
+        }
     }
 
     /// Holds exactly `relayed` for a restored record, whatever the user's share: it was granted before.
     ///
     /// # Errors
     /// See [`RestoreError`]; nothing is held or counted then.
-    pub fn restore<T>(
+    pub fn restore(
         &self,
         relayed: RelayedAddr,
         quota_key: &[u8],
-        open: impl FnOnce(SocketAddr) -> io::Result<T>,
-    ) -> Result<T, RestoreError> {
+        open: impl FnOnce(SocketAddr) -> io::Result<S>,
+    ) -> Result<S, RestoreError> {
         let index = self.index_of(relayed.family()).ok_or(RestoreError::Taken)?;
         {
             let mut state = self.lock();
             if !state.held[index].take(relayed.port()) {
                 return Err(RestoreError::Taken);
             }
-            state.add(quota_key);
+            state.add(quota_key, 1);
         }
         open(relayed.bound).map_err(|error| {
             self.release(relayed, quota_key);
@@ -141,7 +180,7 @@ impl Registry {
         };
         let mut state = self.lock();
         if state.held[index].free(relayed.port()) {
-            state.discount(quota_key);
+            state.discount(quota_key, 1);
         }
     }
 
@@ -161,35 +200,58 @@ impl Registry {
         RelayedAddr { bound: SocketAddr::new(ip.bound, port), advertised: SocketAddr::new(ip.advertised, port) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn count(&mut self, quota_key: &[u8]) -> Result<(), BindError> {
-        let reached = |count, bound| bound != 0 && count >= bound;
+impl<S> State<S> {
+    /// Counts `width` addresses for a user, or none.
+    fn count(&mut self, quota_key: &[u8], width: u16) -> Result<(), BindError> {
+        let reached = |count, bound| bound != 0 && count + usize::from(width) > bound;
         let of_user = self.by_user.get(quota_key).copied().unwrap_or(0);
         if reached(self.allocations, self.bounds.max_allocations) || reached(of_user, self.bounds.user_quota) {
             return Err(BindError::QuotaReached);
         }
-        self.add(quota_key);
+        self.add(quota_key, width);
         Ok(())
     }
 
-    fn add(&mut self, quota_key: &[u8]) {
-        self.allocations += 1;
-        *self.by_user.entry(quota_key.into()).or_insert(0) += 1;
+    fn add(&mut self, quota_key: &[u8], width: u16) {
+        self.allocations += usize::from(width);
+        *self.by_user.entry(quota_key.into()).or_insert(0) += usize::from(width);
     }
 
-    fn discount(&mut self, quota_key: &[u8]) {
-        self.allocations = self.allocations.saturating_sub(1);
+    fn discount(&mut self, quota_key: &[u8], width: u16) {
+        self.allocations = self.allocations.saturating_sub(width.into());
         if let Some(count) = self.by_user.get_mut(quota_key) {
-            *count -= 1;
+            *count = count.saturating_sub(width.into());
             if *count == 0 {
                 self.by_user.remove(quota_key);
             }
         }
+    }
+
+    /// Holds a port, counted already, under a token that nobody can guess (RFC 8656 §18.10).
+    fn reserve(&mut self, relayed: RelayedAddr, socket: S, quota_key: &[u8]) -> Result<ReservationToken, BindError> {
+        let token = ReservationToken(getrandom::u64().map_err(|_| BindError::NoPort)?.to_be_bytes());
+        let until = Instant::now() + RESERVED_FOR;
+        self.reservations.push_back(Reservation { token, relayed, socket, quota_key: quota_key.into(), until });
+        Ok(token)
+    }
+
+    /// Hands a reserved port over to the user who brings its token.
+    fn claim(&mut self, token: ReservationToken, quota_key: &[u8]) -> Result<(Bound, S), BindError> {
+        let index = self.reservations.iter().position(|held| held.token == token).ok_or(BindError::NoPort)?;
+        let owner = self.reservations[index].quota_key.clone();
+        // What was counted for the one is counted for the other, who must have room for it.
+        self.discount(&owner, 1);
+        if let Err(error) = self.count(quota_key, 1) {
+            self.add(&owner, 1);
+            return Err(error);
+        }
+        let held = self.reservations.remove(index).ok_or(BindError::NoPort)?;
+        Ok((Bound { relayed: held.relayed, reservation: None }, held.socket))
     }
 }
 
@@ -215,8 +277,15 @@ impl PortSet {
         held
     }
 
-    /// Takes one of the free ports of `range`, each with the same chance (CSPRNG; predictable ports help spoofers).
-    fn take_any(&mut self, range: RangeInclusive<u16>) -> Option<u16> {
+    /// Takes one of the suitable free ports of `range`, each with the same chance (CSPRNG; predictable ports help
+    /// spoofers); of a pair, which never leaves a word, the even one is said.
+    fn take_any(&mut self, range: RangeInclusive<u16>, wanted: PortRequest) -> Option<u16> {
+        const EVEN: u64 = 0x5555_5555_5555_5555;
+        let suitable = |free: u64| match wanted {
+            PortRequest::Even => free & EVEN,
+            PortRequest::EvenAndNext => free & free >> 1 & EVEN,
+            PortRequest::Any | PortRequest::Reserved(_) => free,
+        };
         let free_in = |set: &Self, word: u16| {
             let first = word * 64;
             let low = range.start().saturating_sub(first).min(64);
@@ -224,8 +293,8 @@ impl PortSet {
             if low > high || *range.end() < first {
                 return 0;
             }
-            let wanted = (u64::MAX << low) & (u64::MAX >> (63 - high));
-            wanted & !set.0[usize::from(word)]
+            let inside = (u64::MAX << low) & (u64::MAX >> (63 - high));
+            suitable(inside & !set.0[usize::from(word)])
         };
         let words = range.start() / 64..=range.end() / 64;
         let free: u32 = words.clone().map(|word| free_in(self, word).count_ones()).sum();
@@ -243,6 +312,9 @@ impl PortSet {
             }
             let port = word * 64 + u16::try_from(bits.trailing_zeros()).ok()?;
             self.take(port);
+            if wanted == PortRequest::EvenAndNext {
+                self.take(port + 1);
+            }
             return Some(port);
         }
         None
@@ -256,10 +328,14 @@ mod tests {
 
     use super::*;
 
-    fn registry(ports: RangeInclusive<u16>, bounds: Bounds) -> Registry {
+    fn registry<S>(ports: RangeInclusive<u16>, bounds: Bounds) -> Registry<S> {
         let loopback =
             RelayIp { bound: "127.0.0.1".parse().expect("literal"), advertised: "192.0.2.1".parse().expect("literal") };
         Registry::new(vec![loopback], ports, bounds)
+    }
+
+    fn any(family: Family, quota_key: &[u8]) -> BindRequest<'_> {
+        BindRequest { family, quota_key, port: PortRequest::Any }
     }
 
     fn granted(_: SocketAddr) -> io::Result<()> {
@@ -275,14 +351,15 @@ mod tests {
                 let mut ports = HashSet::new();
                 let mut addresses = Vec::new();
                 for _ in range.clone() {
-                    let (relayed, ()) = registry.bind(Family::V4, b"u", granted).expect("a port is left");
+                    let (Bound { relayed, .. }, ()) =
+                        registry.bind(any(Family::V4, b"u"), granted).expect("a port is left");
                     assert_eq!(relayed.bound.ip().to_string(), "127.0.0.1");
                     assert_eq!(relayed.advertised.ip().to_string(), "192.0.2.1");
                     assert!(range.contains(&relayed.port()));
                     assert!(ports.insert(relayed.port()), "round {round}: {relayed:?} twice");
                     addresses.push(relayed);
                 }
-                assert_eq!(registry.bind(Family::V4, b"u", granted), Err(BindError::NoPort));
+                assert_eq!(registry.bind(any(Family::V4, b"u"), granted), Err(BindError::NoPort));
                 for relayed in addresses {
                     registry.release(relayed, b"u");
                 }
@@ -294,7 +371,7 @@ mod tests {
     fn ports_are_spread_over_the_range() {
         let registry = registry(49_152..=65_535, Bounds::default());
         let ports: Vec<u16> =
-            (0..64).map(|_| registry.bind(Family::V4, b"u", granted).expect("free").0.port()).collect();
+            (0..64).map(|_| registry.bind(any(Family::V4, b"u"), granted).expect("free").0.relayed.port()).collect();
         let steps: HashSet<i32> = ports.windows(2).map(|pair| i32::from(pair[1]) - i32::from(pair[0])).collect();
         assert!(steps.len() > 50, "ports follow each other: {ports:?}");
         assert!(ports.iter().any(|port| *port < 55_000) && ports.iter().any(|port| *port > 60_000));
@@ -304,7 +381,7 @@ mod tests {
     fn quotas_hold_and_are_freed_exactly_once() {
         let bounds = Bounds { max_allocations: 3, user_quota: 2 };
         let registry = registry(50_000..=50_100, bounds);
-        let bind = |user: &[u8]| registry.bind(Family::V4, user, granted).map(|(relayed, ())| relayed);
+        let bind = |user: &[u8]| registry.bind(any(Family::V4, user), granted).map(|(bound, ())| bound.relayed);
         let first = bind(b"alice").expect("first");
         bind(b"alice").expect("second");
         assert_eq!(bind(b"alice"), Err(BindError::QuotaReached), "of the user");
@@ -319,7 +396,7 @@ mod tests {
     #[test]
     fn a_new_quota_counts_what_is_held() {
         let registry = registry(50_000..=50_100, Bounds { max_allocations: 0, user_quota: 1 });
-        let bind = || registry.bind(Family::V4, b"alice", granted).map(|(relayed, ())| relayed);
+        let bind = || registry.bind(any(Family::V4, b"alice"), granted).map(|(bound, ())| bound.relayed);
         bind().expect("first");
         registry.set_user_quota(2);
         bind().expect("second");
@@ -333,10 +410,10 @@ mod tests {
     fn a_refusal_counts_for_nobody() {
         let bounds = Bounds { max_allocations: 0, user_quota: 1 };
         let registry = registry(50_000..=50_000, bounds);
-        assert_eq!(registry.bind(Family::V6, b"u", granted), Err(BindError::FamilyUnsupported));
+        assert_eq!(registry.bind(any(Family::V6, b"u"), granted), Err(BindError::FamilyUnsupported));
         let refuse = |_| Err::<(), _>(io::Error::from(io::ErrorKind::AddrInUse));
-        assert_eq!(registry.bind(Family::V4, b"u", refuse), Err(BindError::NoPort));
-        registry.bind(Family::V4, b"u", granted).expect("share and port are free");
+        assert_eq!(registry.bind(any(Family::V4, b"u"), refuse), Err(BindError::NoPort));
+        registry.bind(any(Family::V4, b"u"), granted).expect("share and port are free");
     }
 
     #[test]
@@ -345,10 +422,10 @@ mod tests {
         let port = foreign.local_addr().expect("bound").port();
         let (low, high) = (port.min(u16::MAX - 1), port.min(u16::MAX - 1) + 1);
         let registry = registry(low..=high, Bounds::default());
-        let (relayed, _socket) =
-            registry.bind(Family::V4, b"u", UdpSocket::bind::<SocketAddr>).expect("the other port");
+        let (Bound { relayed, .. }, _socket) =
+            registry.bind(any(Family::V4, b"u"), UdpSocket::bind::<SocketAddr>).expect("the other port");
         assert_ne!(relayed.port(), port);
-        assert!(registry.bind(Family::V4, b"u", UdpSocket::bind::<SocketAddr>).is_err());
+        assert!(registry.bind(any(Family::V4, b"u"), UdpSocket::bind::<SocketAddr>).is_err());
     }
 
     #[test]
@@ -364,8 +441,8 @@ mod tests {
         assert!(matches!(registry.restore(relayed, b"u", granted), Err(RestoreError::Taken)));
         let beyond_quota = registry.ours(old(40_000)).expect("outside of the range");
         registry.restore(beyond_quota, b"u", granted).expect("granted before");
-        assert_eq!(registry.bind(Family::V4, b"u", granted), Err(BindError::QuotaReached));
-        let (other, ()) = registry.bind(Family::V4, b"v", granted).expect("one is left");
+        assert_eq!(registry.bind(any(Family::V4, b"u"), granted), Err(BindError::QuotaReached));
+        let (Bound { relayed: other, .. }, ()) = registry.bind(any(Family::V4, b"v"), granted).expect("one is left");
         assert_eq!(other.port(), 50_001);
 
         let refuse = |_| Err::<(), _>(io::Error::from(io::ErrorKind::AddrInUse));
@@ -373,5 +450,66 @@ mod tests {
         assert!(registry.restore(taken, b"w", refuse).is_err());
         registry.restore(taken, b"w", granted).expect("a failure holds nothing");
         assert_eq!(registry.ours(RelayedAddr { advertised: "203.0.113.1:1".parse().expect("literal"), ..taken }), None);
+    }
+
+    #[test]
+    fn even_ports_and_pairs() {
+        let registry = registry(50_001..=50_009, Bounds::default());
+        let request = |port| BindRequest { port, ..any(Family::V4, b"u") };
+        let mut even = Vec::new();
+        while let Ok((bound, ())) = registry.bind(request(PortRequest::Even), granted) {
+            assert_eq!(bound.reservation, None);
+            even.push(bound.relayed.port());
+        }
+        even.sort_unstable();
+        assert_eq!(even, [50_002, 50_004, 50_006, 50_008]);
+        for port in &even {
+            registry.release(registry.relayed(0, *port), b"u");
+        }
+        let pairs: Vec<Bound> =
+            (0..4).map(|_| registry.bind(request(PortRequest::EvenAndNext), granted).expect("four pairs").0).collect();
+        assert!(pairs.iter().all(|pair| pair.relayed.port().is_multiple_of(2)));
+        assert_eq!(registry.bind(request(PortRequest::EvenAndNext), granted), Err(BindError::NoPort));
+        let (odd, ()) = registry.bind(request(PortRequest::Any), granted).expect("the odd one out");
+        assert_eq!(odd.relayed.port(), 50_001);
+        for pair in pairs {
+            let token = pair.reservation.expect("of a pair");
+            let (next, ()) = registry.bind(request(PortRequest::Reserved(token)), granted).expect("held");
+            assert_eq!(next.relayed.port(), pair.relayed.port() + 1);
+            assert_eq!(registry.bind(request(PortRequest::Reserved(token)), granted), Err(BindError::NoPort), "once");
+        }
+    }
+
+    #[test]
+    fn a_reservation_counts_and_ends() {
+        let registry = registry(50_000..=50_001, Bounds { max_allocations: 0, user_quota: 2 });
+        let request = |quota_key, port| BindRequest { port, ..any(Family::V4, quota_key) };
+        let pair = |user| registry.bind(request(user, PortRequest::EvenAndNext), granted).map(|(bound, ())| bound);
+        let first = pair(b"alice").expect("two shares");
+        assert_eq!(registry.bind(any(Family::V4, b"alice"), granted), Err(BindError::QuotaReached), "both count");
+        assert_eq!(pair(b"bob"), Err(BindError::NoPort));
+        registry.expire_reservations(Instant::now() + RESERVED_FOR - Duration::from_secs(10));
+        assert_eq!(registry.lock().reservations.len(), 1, "held for 30 s at least");
+        registry.expire_reservations(Instant::now() + RESERVED_FOR);
+        let token = first.reservation.expect("of a pair");
+        let claim = request(b"bob", PortRequest::Reserved(token));
+        assert_eq!(registry.bind(claim, granted), Err(BindError::NoPort), "too late");
+        registry.release(first.relayed, b"alice");
+        let again = pair(b"bob").expect("ports and shares are free");
+        let claim = request(b"alice", PortRequest::Reserved(again.reservation.expect("of a pair")));
+        registry.bind(claim, granted).expect("by anybody");
+        assert_eq!(registry.lock().by_user.len(), 2, "and counts for who claimed it");
+    }
+
+    #[test]
+    fn a_pair_is_opened_whole_or_not_at_all() {
+        let registry = registry(50_000..=50_001, Bounds { max_allocations: 2, user_quota: 0 });
+        let request = BindRequest { port: PortRequest::EvenAndNext, ..any(Family::V4, b"u") };
+        let odd_is_taken = |address: SocketAddr| match address.port() {
+            50_000 => Ok(()),
+            _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+        };
+        assert_eq!(registry.bind(request, odd_is_taken), Err(BindError::NoPort));
+        registry.bind(request, granted).expect("nothing was held or counted");
     }
 }

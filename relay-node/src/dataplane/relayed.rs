@@ -5,11 +5,14 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
-use turn_core::{AllocationId, BindError, BindRequest, Change, Family, Host, PeerAddr, RelayedAddr, Route, WorkerId};
+use turn_core::{
+    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, PeerAddr, RelayedAddr, Route, WorkerId,
+};
 
 use super::RelayIp;
 use super::worker::Token;
@@ -162,6 +165,11 @@ impl Relayed {
         self.released.push((relayed, quota_key));
     }
 
+    /// Frees ports that were reserved and not claimed in time.
+    pub(super) fn expire_reservations(&self, now: Instant) {
+        self.registry.expire_reservations(now);
+    }
+
     /// Closes what was released, then gives ports and shares back.
     pub(super) fn close_released(&mut self) {
         for (relayed, quota_key) in self.released.drain(..) {
@@ -184,14 +192,14 @@ impl Relayed {
 }
 
 impl Host for Relayed {
-    fn bind(&mut self, request: BindRequest<'_>) -> Result<RelayedAddr, BindError> {
-        let (relayed, socket) = self.registry.bind(request.family, request.quota_key, open)?;
-        self.keep(relayed, socket).map_err(|error| {
+    fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
+        let (bound, socket) = self.registry.bind(request, open)?;
+        self.keep(bound.relayed, socket).map_err(|error| {
             tracing::error!(%error, "cannot watch a relayed address");
-            self.registry.release(relayed, request.quota_key);
+            self.registry.release(bound.relayed, request.quota_key);
             BindError::NoPort
         })?;
-        Ok(relayed)
+        Ok(bound)
     }
 
     fn route(&self, to: PeerAddr) -> Route {
@@ -232,6 +240,8 @@ pub(super) fn check(relay_ips: &[RelayIp]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use turn_core::PortRequest;
+
     use super::*;
     use crate::registry::Bounds;
 
@@ -241,6 +251,10 @@ mod tests {
 
     fn peer(text: &str) -> PeerAddr {
         PeerAddr::new(text.parse().expect("literal"))
+    }
+
+    fn request(family: Family) -> BindRequest<'static> {
+        BindRequest { family, quota_key: b"u", port: PortRequest::Any }
     }
 
     fn relayed(max_allocations: usize) -> anyhow::Result<(Relayed, Arc<Routes>)> {
@@ -260,7 +274,7 @@ mod tests {
     #[test]
     fn own_addresses_lead_to_a_worker_or_to_nobody() -> anyhow::Result<()> {
         let (mut relayed, routes) = relayed(0)?;
-        let address = relayed.bind(BindRequest { family: Family::V4, quota_key: b"u" })?;
+        let address = relayed.bind(request(Family::V4))?.relayed;
         let port = address.port();
         let other = if port == 50_000 { 50_001 } else { 50_000 };
         let cases = [
@@ -287,8 +301,8 @@ mod tests {
     #[test]
     fn a_released_address_is_closed_and_free_only_at_the_end_of_the_turn() -> anyhow::Result<()> {
         let (mut relayed, _) = relayed(1)?;
-        let request = BindRequest { family: Family::V6, quota_key: b"u" };
-        let address = relayed.bind(request)?;
+        let request = request(Family::V6);
+        let address = relayed.bind(request)?.relayed;
         let key = relayed.find(address.advertised).expect("held");
         relayed.release(address, (*b"u").into());
         assert!(relayed.socket(key).is_some(), "what this turn sends can still leave");

@@ -59,15 +59,13 @@ impl Starting {
         })
     }
 
-    /// Starts the next worker: it restores its records, journals them, and waits.
-    pub(super) fn spawn(
+    /// What the next worker is made of; its handle is added.
+    fn set_up(
         &mut self,
         config: &DataplaneConfig,
         settings: &Arc<Settings>,
         listeners: Vec<Listener>,
-        records: Vec<Record>,
-        succession: &Arc<Succession>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Setup> {
         let id = WorkerId(self.handles.len() as u16);
         let epoll = Arc::new(Epoll::new().context("cannot make an epoll instance")?);
         let waker = Arc::clone(&self.wakers[usize::from(id.0)]);
@@ -78,7 +76,8 @@ impl Starting {
         getrandom::fill(&mut seed).context("the system has no randomness")?;
         let server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
         let relayed = Relayed::new(id, Arc::clone(&self.registry), Arc::clone(&self.routes), Arc::clone(&epoll));
-        let setup = Setup {
+        self.handles.push(Handle { commands, waker: Arc::clone(&waker), shown: Arc::clone(&shown), thread: None });
+        Ok(Setup {
             id,
             workers: config.workers,
             server,
@@ -86,15 +85,28 @@ impl Starting {
             listeners,
             relayed,
             epoll,
-            waker: Arc::clone(&waker),
+            waker,
             commands: receiver,
             outboxes,
             inboxes,
-            shown: Arc::clone(&shown),
+            shown,
             reporting: self.reporting.clone(),
             stream_send_cap: config.stream_send_cap,
             max_connections: config.max_connections,
-        };
+        })
+    }
+
+    /// Starts the next worker: it restores its records, journals them, and waits.
+    pub(super) fn spawn(
+        &mut self,
+        config: &DataplaneConfig,
+        settings: &Arc<Settings>,
+        listeners: Vec<Listener>,
+        records: Vec<Record>,
+        succession: &Arc<Succession>,
+    ) -> anyhow::Result<()> {
+        let setup = self.set_up(config, settings, listeners)?;
+        let id = setup.id;
         let (ready, (go, word)) = (self.ready.0.clone(), mpsc::channel());
         let succession = Arc::clone(succession);
         let thread = thread::Builder::new()
@@ -114,7 +126,7 @@ impl Starting {
             })
             .with_context(|| format!("cannot start the thread of worker {}", id.0))?;
         self.go.push(go);
-        self.handles.push(Handle { commands, waker, shown, thread: Some(thread) });
+        self.handles[usize::from(id.0)].thread = Some(thread);
         Ok(())
     }
 
@@ -149,3 +161,6 @@ fn local_addresses(served: &[SocketAddr]) -> anyhow::Result<Vec<IpAddr>> {
     let interfaces = if_addrs::get_if_addrs().context("cannot list the addresses of this machine")?;
     Ok(interfaces.iter().map(if_addrs::Interface::ip).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -484,6 +484,7 @@ impl Worker {
         self.ticked = self.now.mono;
         self.end_idle_connections();
         self.resume_accepting();
+        self.relayed.expire_reservations(self.now.mono);
         if let Some(journal) = &mut self.journal
             && journal.wants_compaction()
             && let Err(error) = journal.compact(self.server.records(self.now))

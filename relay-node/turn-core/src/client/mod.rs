@@ -173,11 +173,7 @@ impl Client {
 
     /// Sends application data, by the peer's channel if there is one. Data over 65,000 bytes is not sent.
     pub fn send(&mut self, to: SocketAddr, data: &[u8]) {
-        let channel = self
-            .channels
-            .iter()
-            .find(|(_, peer)| **peer == to)
-            .map(|(channel, _)| *channel);
+        let channel = self.channels.iter().find(|(_, peer)| **peer == to).map(|(channel, _)| *channel);
         let packet = match channel {
             Some(channel) => self.channel_data(channel, data),
             None => self.send_indication(to, data),
@@ -251,10 +247,7 @@ impl Client {
 
     /// When to call [`Client::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.transactions.next(), self.refresh_at, self.renew_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.transactions.next(), self.refresh_at, self.renew_at].into_iter().flatten().min()
     }
 
     fn request(&mut self, now: Instant, request: Request) {
@@ -292,9 +285,7 @@ impl Client {
                 }
             }
             Request::ChannelBind(channel, peer) => {
-                writer
-                    .attribute(&attribute::ChannelNumber(channel.get()))
-                    .attribute(&XorPeerAddress(*peer));
+                writer.attribute(&attribute::ChannelNumber(channel.get())).attribute(&XorPeerAddress(*peer));
             }
         }
         if let Some(challenge) = self.challenge.as_ref().filter(|_| !matches!(request, Request::Binding)) {
@@ -368,16 +359,8 @@ impl Client {
         let (Some(Realm(realm)), Some(Nonce(nonce))) = (realm, nonce) else {
             return self.fail(&request, Failure::Invalid);
         };
-        let key = long_term_key(
-            &self.config.username,
-            &String::from_utf8_lossy(realm),
-            &self.config.password,
-        );
-        self.challenge = Some(Challenge {
-            realm: realm.to_vec(),
-            nonce: nonce.to_vec(),
-            key,
-        });
+        let key = long_term_key(&self.config.username, &String::from_utf8_lossy(realm), &self.config.password);
+        self.challenge = Some(Challenge { realm: realm.to_vec(), nonce: nonce.to_vec(), key });
         self.attempt(now, request, retries + 1);
     }
 
@@ -394,11 +377,7 @@ impl Client {
                 Some(Lifetime(lifetime)),
             ) => {
                 self.keep_alive(now, lifetime);
-                Event::Allocated {
-                    relayed,
-                    mapped,
-                    lifetime,
-                }
+                Event::Allocated { relayed, mapped, lifetime }
             }
             (Request::Refresh(_), .., Some(Lifetime(lifetime))) => {
                 self.keep_alive(now, lifetime);

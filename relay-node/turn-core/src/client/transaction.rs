@@ -43,23 +43,13 @@ pub(super) struct Transactions {
 
 impl Transactions {
     pub(super) fn new(stream: bool) -> Self {
-        Self {
-            pending: Vec::new(),
-            stream,
-        }
+        Self { pending: Vec::new(), stream }
     }
 
     /// `retries`: how often the request was refused before and is now made again.
     pub(super) fn begin(&mut self, now: Instant, id: TransactionId, packet: Vec<u8>, request: Request, retries: u32) {
         let at = now + if self.stream { STREAM_WAIT } else { RTO };
-        self.pending.push(Pending {
-            id,
-            packet,
-            request,
-            sends: 1,
-            at,
-            retries,
-        });
+        self.pending.push(Pending { id, packet, request, sends: 1, at, retries });
     }
 
     /// Takes the request that an answer is for, with the number of times it was refused before.
@@ -85,11 +75,7 @@ impl Transactions {
         }
         let pending = &mut self.pending[index];
         pending.sends += 1;
-        let wait = if pending.sends == SENDS {
-            LAST_WAIT
-        } else {
-            1 << (pending.sends - 1)
-        };
+        let wait = if pending.sends == SENDS { LAST_WAIT } else { 1 << (pending.sends - 1) };
         pending.at = now + RTO * wait;
         Some(Expiry::Retransmit(pending.packet.clone()))
     }

@@ -8,12 +8,13 @@ use super::auth::User;
 use super::binding::mapped;
 use super::reply::Request;
 use super::table::{Beginning, Slot};
-use super::{BindError, BindRequest, Host, Server, Verdict};
+use super::{BindError, BindRequest, Host, PortRequest, Server, Verdict};
 use crate::wire::attribute::{
-    AdditionalAddressFamily, Lifetime, RequestedAddressFamily, RequestedTransport, XorRelayedAddress,
+    AdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
+    XorRelayedAddress,
 };
 use crate::wire::error_code::AddressErrorCode;
-use crate::wire::{AttributeType, ErrorCode};
+use crate::wire::{AttributeType, ErrorCode, Message};
 use crate::{AllocationId, Family, Limits, credential};
 
 /// RFC 8656 §6: the default lifetime of an allocation, in seconds.
@@ -31,6 +32,19 @@ pub(super) fn lifetime(proposed: Option<Lifetime>, limits: &Limits) -> Duration 
 /// LIFETIME of what is left, rounded up so that a new allocation shows the whole of it.
 pub(super) fn remaining(left: Duration) -> Lifetime {
     Lifetime(u32::try_from(left.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX))
+}
+
+/// EVEN-PORT and RESERVATION-TOKEN, which exclude each other (RFC 8656 §7.2).
+fn port_request(message: &Message<'_>) -> Result<PortRequest, ErrorCode> {
+    let even: Option<EvenPort> = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+    let token: Option<ReservationToken> = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+    match (even, token) {
+        (None, None) => Ok(PortRequest::Any),
+        (Some(EvenPort { reserve_next: false }), None) => Ok(PortRequest::Even),
+        (Some(EvenPort { reserve_next: true }), None) => Ok(PortRequest::EvenAndNext),
+        (None, Some(token)) => Ok(PortRequest::Reserved(token)),
+        (Some(_), Some(_)) => Err(ErrorCode::BAD_REQUEST),
+    }
 }
 
 impl Server {
@@ -62,16 +76,23 @@ impl Server {
             return Err(ErrorCode::BAD_REQUEST);
         }
         let proposed = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+        let port = port_request(message)?;
         let family = match requested {
             None | Some(RequestedAddressFamily(1)) => Family::V4,
             Some(RequestedAddressFamily(2)) => Family::V6,
             Some(RequestedAddressFamily(_)) => return Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED),
         };
+        // A port held under a token is of the family it was reserved in, and nothing else may be asked for.
+        if matches!(port, PortRequest::Reserved(_)) && (requested.is_some() || additional.is_some())
+            || port == PortRequest::EvenAndNext && additional.is_some()
+        {
+            return Err(ErrorCode::BAD_REQUEST);
+        }
         if self.settings.draining {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }
         let quota_key = credential::quota_key(user.name);
-        let relayed = host.bind(BindRequest { family, quota_key }).map_err(|error| match error {
+        let bound = host.bind(BindRequest { family, quota_key, port }).map_err(|error| match error {
             BindError::FamilyUnsupported => ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED,
             BindError::QuotaReached => ErrorCode::ALLOCATION_QUOTA_REACHED,
             BindError::NoPort => ErrorCode::INSUFFICIENT_CAPACITY,
@@ -85,7 +106,7 @@ impl Server {
                 id: AllocationId::new(request.now.wall, random),
                 five_tuple: request.from,
                 path: request.path,
-                relayed,
+                relayed: bound.relayed,
                 username: user.name.into(),
                 created_at: request.now.wall,
                 deadline: request.now.mono + lifetime(proposed, &self.settings.limits),
@@ -94,6 +115,7 @@ impl Server {
             .ok_or(ErrorCode::INSUFFICIENT_CAPACITY)?;
         let allocation = self.table.get_mut(slot);
         allocation.transaction_id = Some(message.transaction_id());
+        allocation.reservation = bound.reservation;
         allocation.additional_family_refused = message.contains(AttributeType::ADDITIONAL_ADDRESS_FAMILY);
         self.record(slot, request.now);
         Ok(self.allocated(slot, request, user))
@@ -104,10 +126,14 @@ impl Server {
         let relayed = XorRelayedAddress(allocation.relayed().advertised);
         let lifetime = remaining(allocation.deadline().saturating_duration_since(request.now.mono));
         let refused = allocation.additional_family_refused;
+        let reservation = allocation.reservation;
         self.success(request, user, |writer| {
             writer.attribute(&relayed);
             writer.attribute(&mapped(request.from.client));
             writer.attribute(&lifetime);
+            if let Some(token) = &reservation {
+                writer.attribute(token);
+            }
             if refused {
                 // RFC 8656 §7.2: one of the two families is not there.
                 writer.attribute(&AddressErrorCode {
@@ -231,17 +257,60 @@ mod tests {
                 "EVEN-PORT",
                 |w| {
                     udp(w);
-                    w.raw(0x0018, &[0x80]);
+                    w.raw(0x0018, &[0]);
                 },
-                420,
+                0,
             ),
             (
-                "RESERVATION-TOKEN",
+                "EVEN-PORT of 2 bytes",
+                |w| {
+                    udp(w);
+                    w.raw(0x0018, &[0, 0]);
+                },
+                400,
+            ),
+            (
+                "EVEN-PORT with R and an additional family",
+                |w| {
+                    udp(w);
+                    w.raw(0x0018, &[0x80]);
+                    w.raw(0x8000, &[2, 0, 0, 0]);
+                },
+                400,
+            ),
+            (
+                "a RESERVATION-TOKEN nobody gave",
+                |w| {
+                    udp(w);
+                    w.raw(0x0022, &[9; 8]);
+                },
+                508,
+            ),
+            (
+                "RESERVATION-TOKEN of 7 bytes",
+                |w| {
+                    udp(w);
+                    w.raw(0x0022, &[0; 7]);
+                },
+                400,
+            ),
+            (
+                "RESERVATION-TOKEN and EVEN-PORT",
                 |w| {
                     udp(w);
                     w.raw(0x0022, &[0; 8]);
+                    w.raw(0x0018, &[0]);
                 },
-                420,
+                400,
+            ),
+            (
+                "RESERVATION-TOKEN and a family",
+                |w| {
+                    udp(w);
+                    w.raw(0x0022, &[0; 8]);
+                    w.raw(0x0017, &[1, 0, 0, 0]);
+                },
+                400,
             ),
             (
                 "DONT-FRAGMENT",
@@ -304,11 +373,38 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_of_ports_is_one_allocation_and_a_token() {
+        // RFC 8656 §7.2: R=1 holds N+1 under a token, which any five-tuple may bring.
+        let mut lab = Lab::new();
+        let pair = lab.request(Method::Allocate, |w| {
+            udp(w);
+            w.raw(0x0018, &[0x80]);
+        });
+        assert_eq!(pair.code(), 0);
+        let Ok(Some(token)) = pair.message().attribute::<ReservationToken>() else { panic!("no RESERVATION-TOKEN") };
+        let even = lab.relayed().advertised.port();
+        assert!(even.is_multiple_of(2));
+
+        lab.from.client = addr("203.0.113.10:4000");
+        let bring = |w: &mut MessageWriter<'_>| {
+            udp(w);
+            w.attribute(&token);
+        };
+        let next = lab.request(Method::Allocate, bring);
+        let Ok(Some(XorRelayedAddress(relayed))) = next.message().attribute() else { panic!("{}", next.code()) };
+        assert_eq!(relayed.port(), even + 1);
+        assert!(!next.message().contains(AttributeType::RESERVATION_TOKEN));
+
+        lab.from.client = addr("203.0.113.11:4000");
+        assert_eq!(lab.request(Method::Allocate, bring).code(), 508, "a token is good for one");
+    }
+
+    #[test]
     fn unknown_attributes_are_listed() {
         let mut lab = Lab::new();
         let reply = lab.request(Method::Allocate, |writer| {
             udp(writer);
-            writer.raw(0x0018, &[0]);
+            writer.raw(0x0026, &[0; 4]);
             writer.raw(0x001A, &[]);
             writer.raw(0x7001, &[]);
             writer.attribute(&Software(b"client"));
@@ -317,7 +413,7 @@ mod tests {
             panic!("no UNKNOWN-ATTRIBUTES")
         };
         let types: Vec<u16> = unknown.iter().map(|attribute| attribute.0).collect();
-        assert_eq!(types, [0x0018, 0x001A, 0x7001]);
+        assert_eq!(types, [0x0026, 0x001A, 0x7001]);
     }
 
     #[test]

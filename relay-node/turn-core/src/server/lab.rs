@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::credential::{self, LongTermKey};
 use crate::nonce;
-use crate::wire::attribute::{ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress};
+use crate::wire::attribute::{
+    ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
+};
 use crate::wire::error_code::ErrorCode;
 use crate::wire::{AttributeType, Class, Message, MessageWriter, Method, TransactionId};
 use crate::{Key, KeyRing, ListenerId, StaticUser, Transport};
@@ -17,6 +19,7 @@ use crate::{Key, KeyRing, ListenerId, StaticUser, Transport};
 pub(super) const NOW: u64 = 1_700_000_000_000;
 pub(super) const USER: &[u8] = b"alice";
 pub(super) const SECRET: &[u8] = b"secret";
+const TOKEN: ReservationToken = ReservationToken([7; 8]);
 
 pub(super) fn addr(text: &str) -> SocketAddr {
     text.parse().expect("literal")
@@ -37,6 +40,8 @@ pub(super) struct FakeHost {
     pub(super) refuse: Option<BindError>,
     pub(super) ipv6: bool,
     pub(super) quota_keys: Vec<Vec<u8>>,
+    /// The port held under [`TOKEN`].
+    reserved: Option<u16>,
     routes: HashMap<SocketAddr, Route>,
 }
 
@@ -51,18 +56,32 @@ impl FakeHost {
 }
 
 impl Host for FakeHost {
-    fn bind(&mut self, request: BindRequest<'_>) -> Result<RelayedAddr, BindError> {
+    fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
         if let Some(error) = self.refuse {
             return Err(error);
         }
-        let port = 50_000 + u16::try_from(self.bound()).expect("few");
+        let free = 50_000 + u16::try_from(self.bound()).expect("few");
+        let mut reservation = None;
+        let port = match request.port {
+            PortRequest::Any => free,
+            PortRequest::Even => free.next_multiple_of(2),
+            PortRequest::EvenAndNext => {
+                self.reserved = Some(free.next_multiple_of(2) + 1);
+                reservation = Some(TOKEN);
+                free.next_multiple_of(2)
+            }
+            PortRequest::Reserved(TOKEN) => self.reserved.take().ok_or(BindError::NoPort)?,
+            PortRequest::Reserved(_) => return Err(BindError::NoPort),
+        };
         let (bound, advertised) = match request.family {
             Family::V4 => (ip("10.0.0.5"), ip("198.51.100.7")),
             Family::V6 if self.ipv6 => (ip("fd00::5"), ip("2001:db8::7")),
             Family::V6 => return Err(BindError::FamilyUnsupported),
         };
         self.quota_keys.push(request.quota_key.to_vec());
-        Ok(RelayedAddr { bound: SocketAddr::new(bound, port), advertised: SocketAddr::new(advertised, port) })
+        let relayed =
+            RelayedAddr { bound: SocketAddr::new(bound, port), advertised: SocketAddr::new(advertised, port) };
+        Ok(Bound { relayed, reservation })
     }
 
     fn route(&self, to: PeerAddr) -> Route {

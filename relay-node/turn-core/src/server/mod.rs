@@ -36,6 +36,7 @@ use rand_core::{Rng, SeedableRng};
 use self::auth::User;
 use self::reply::{REPLY, Request};
 use self::table::Table;
+use crate::wire::attribute::ReservationToken;
 use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
     AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, Record, RelayedAddr, Settings,
@@ -226,7 +227,7 @@ pub trait Host {
     ///
     /// # Errors
     /// See [`BindError`]; nothing is held then.
-    fn bind(&mut self, request: BindRequest<'_>) -> Result<RelayedAddr, BindError>;
+    fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError>;
 
     /// Whether an address belongs to this node, to another member or to the internet. Never blocks, never allocates.
     fn route(&self, to: PeerAddr) -> Route;
@@ -239,6 +240,30 @@ pub struct BindRequest<'a> {
     pub family: Family,
     /// Who is counted: the part of an ephemeral user name after its colon, else the whole name.
     pub quota_key: &'a [u8],
+    /// Wanted port.
+    pub port: PortRequest,
+}
+
+/// Which port (RFC 8656 §7.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PortRequest {
+    /// Any.
+    Any,
+    /// EVEN-PORT with the R bit 0.
+    Even,
+    /// EVEN-PORT with the R bit 1: the next-higher port is held too, for whoever brings its token.
+    EvenAndNext,
+    /// RESERVATION-TOKEN: the port held under it, of whatever family.
+    Reserved(ReservationToken),
+}
+
+/// What [`Host::bind`] holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Bound {
+    /// The relayed address.
+    pub relayed: RelayedAddr,
+    /// Of the next-higher port, for [`PortRequest::EvenAndNext`]. Held for at least 30 s (RFC 8656 §7.2).
+    pub reservation: Option<ReservationToken>,
 }
 
 /// Why no relayed address was bound.
@@ -251,7 +276,7 @@ pub enum BindError {
     #[error("the user holds as many allocations as allowed")]
     QuotaReached,
     /// 508.
-    #[error("no port is left")]
+    #[error("no such port is left, or the reservation has ended")]
     NoPort,
 }
 

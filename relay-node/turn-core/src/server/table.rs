@@ -12,6 +12,7 @@ use super::channel::Channels;
 use super::permission::Permissions;
 use super::timer::Timers;
 use crate::wire::TransactionId;
+use crate::wire::attribute::ReservationToken;
 use crate::{AllocationId, ConnectionId, FiveTuple, Path, RelayedAddr};
 
 /// Place of an allocation while it lives.
@@ -37,6 +38,8 @@ pub(super) struct Allocation {
     pub(super) transaction_id: Option<TransactionId>,
     /// ADDITIONAL-ADDRESS-FAMILY was asked for, so a retransmission is told again that it is not there.
     pub(super) additional_family_refused: bool,
+    /// RESERVATION-TOKEN of the success answer, for a retransmission of the request.
+    pub(super) reservation: Option<ReservationToken>,
     /// Unix milliseconds.
     pub(super) created_at: u64,
     deadline: Instant,
@@ -164,6 +167,7 @@ impl Table {
             username,
             transaction_id: None,
             additional_family_refused: false,
+            reservation: None,
             created_at,
             deadline,
             epoch: 0,

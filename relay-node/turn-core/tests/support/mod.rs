@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::wire::ChannelNumber;
 use turn_core::{
-    BindError, BindRequest, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing, ListenerId, Now, Path, PeerAddr,
+    BindError, BindRequest, Bound, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing, ListenerId, Now, Path, PeerAddr,
     RelayedAddr, Route, Server, Settings, StaticUser, Transport, Verdict, WorkerId,
 };
 
@@ -44,14 +44,14 @@ impl Ports {
 }
 
 impl Host for Ports {
-    fn bind(&mut self, request: BindRequest<'_>) -> Result<RelayedAddr, BindError> {
+    fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
         if self.exhausted {
             return Err(BindError::NoPort);
         }
         self.next += 1;
         let address = SocketAddr::new(Self::ip(request.family), 49_152 + self.next);
         self.held.insert(address, request.quota_key.to_vec());
-        Ok(RelayedAddr { bound: address, advertised: address })
+        Ok(Bound { relayed: RelayedAddr { bound: address, advertised: address }, reservation: None })
     }
 
     fn route(&self, to: PeerAddr) -> Route {
