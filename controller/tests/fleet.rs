@@ -106,13 +106,16 @@ mod on_any_store {
         let mut relay = Relay::join(&pki, &replica, hello("eu-1", 1, "boot", 1)).await;
         relay.load(v1::Load::default()).await;
         replica.sees("the node", |seen| seen.nodes.contains_key("eu-1")).await;
-        let (change, left) = (relay.put(1, 1), Instant::now());
-        relay.batch(vec![change]).await;
+        for n in 0..20 {
+            let change = vec![relay.put(n, 1)];
+            relay.batch(change).await;
+        }
+        let left = Instant::now();
         relay.say(Said::Goodbye(v1::Goodbye::default())).await;
         relay.end().await.expect("an orderly end");
         replica.sees("no node", |seen| seen.nodes.is_empty()).await;
         assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
-        assert_eq!(stored(&store, EU_1).await.len(), 1, "what came before the goodbye is stored");
+        assert_eq!(stored(&store, EU_1).await.len(), 20, "what came before the goodbye is stored");
     }
 
     pub(super) async fn a_thousand_creates_in_a_second_are_stored_300_ms_later(store: Tested) {
@@ -227,11 +230,14 @@ mod on_any_store {
         let changes = kept.iter().map(|n| relay.put(*n, 2)).collect();
         let end = relay.resync(changes).await;
         // Sent after the resync: not its to remove.
-        let later = vec![relay.put(9999, 1)];
-        let last = relay.batch(later).await;
-        relay.acked(end).await;
+        let later: Vec<u32> = (9000..9100).collect();
+        let mut last = end;
+        for n in &later {
+            let change = vec![relay.put(*n, 1)];
+            last = relay.batch(change).await;
+        }
         relay.acked(last).await;
-        let expected: BTreeSet<String> = kept.iter().chain([&9999]).map(|n| id(*n).to_text()).collect();
+        let expected: BTreeSet<String> = kept.iter().chain(&later).map(|n| id(*n).to_text()).collect();
         let found: BTreeSet<String> = stored(&store, EU_1).await.into_iter().map(|(id, _)| id).collect();
         assert_eq!(found, expected);
         assert_eq!(stored(&store, "192.0.2.2").await.len(), 1);

@@ -305,6 +305,8 @@ mod tests {
 
         // eu-1 comes back in time, eu-2 never does.
         let back = now + LEASE;
+        assert!(book.expire(back).is_some());
+        assert_eq!(book.snapshot().nodes.len(), 2, "the grace is longer than the lease");
         book.apply(Prefix::Nodes, put("nodes/eu-1", &node("eu-1")), back);
         assert!(!book.snapshot().nodes["eu-1"].load.suspect);
         let end = now + LEASE + GRACE_MARGIN;
