@@ -1,4 +1,4 @@
-//! Configuration: [`Config`] as it is written (file, environment, flags), [`Settings`] as it was checked.
+//! Configuration: `Config` as it is written (file, environment, flags), [`Settings`] as it was checked.
 
 mod layers;
 

@@ -132,7 +132,8 @@ fn uris_are_those_of_rfc_7065_ipv4_first() {
     assert_eq!(uris(&[Transport::Tls]), ["turns:198.51.100.1:5349?transport=tcp"]);
 }
 
-/// 1,000 clients between two reports, over three equal nodes: each node within 15 % of its third.
+/// 1,000 clients between two reports, over three equal nodes: each within 15 % of its third as first choice, and within
+/// 2 % counting every place, which blind draws would miss.
 #[test]
 fn a_burst_spreads() {
     for limit in [1, 2] {
@@ -147,11 +148,11 @@ fn a_burst_spreads() {
                 *all.entry(relay.node_id).or_default() += 1;
             }
         }
-        for (counts, share) in [(first, 1000.0 / 3.0), (all, 1000.0 * limit as f64 / 3.0)] {
+        for (counts, share, most) in [(first, 1000.0 / 3.0, 0.15), (all, 1000.0 * limit as f64 / 3.0, 0.02)] {
             assert_eq!(counts.len(), 3, "limit {limit}: {counts:?}");
             for (node, picks) in &counts {
                 let off = (f64::from(*picks) - share).abs() / share;
-                assert!(off < 0.15, "limit {limit}: {node} got {picks} of {share:.0}: {counts:?}");
+                assert!(off < most, "limit {limit}: {node} got {picks} of {share:.0}: {counts:?}");
             }
         }
     }
