@@ -215,6 +215,21 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// A log that is written to any file, to see when it is written.
+    #[cfg(test)]
+    pub(crate) fn of_file(file: File) -> Self {
+        Self {
+            file,
+            path: PathBuf::new(),
+            length: 0,
+            compact_above: u64::MAX,
+            buffer: Vec::new(),
+            incomplete: false,
+            errors: 0,
+            logged: None,
+        }
+    }
+
     /// Notes a change for the next [`Journal::commit`].
     pub fn append(&mut self, change: &Change) {
         put_entry(&mut self.buffer, change);
