@@ -43,8 +43,9 @@ impl Load {
     /// It fails, or its last figures cannot be read.
     pub async fn run(&self, host: &Host, limit: Duration) -> Result<Tally> {
         let mut command = Command::new("turnutils_uclient");
-        // -y: sessions talk to each other; -c: no second (RTCP) port; -z: milliseconds between two messages.
-        command.args(["-y", "-c", "-z", "20"]);
+        // -y: sessions talk to each other; -c: no second (RTCP) port; -z: milliseconds between two messages; -s: Send
+        // indications, because it draws channel numbers up to 0x7FFF, of which RFC 8656 has kept those below 0x5000.
+        command.args(["-y", "-c", "-s", "-z", "20"]);
         if self.tcp {
             command.arg("-t");
         }

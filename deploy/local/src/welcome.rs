@@ -170,7 +170,7 @@ fn welcome(description: &Description, plan: &Plan, took: Duration, here: &Path, 
 fn uclient(description: &Description, plan: &Plan) -> String {
     let relay = &plan.relays[0];
     format!(
-        "turnutils_uclient -y -c -m 2 -n 50 -p {} -u {} -w {} {}",
+        "turnutils_uclient -y -s -m 2 -n 50 -p {} -u {} -w {} {}",
         relay.listen.port(),
         quoted(&description.username),
         quoted(&description.password),
