@@ -25,7 +25,11 @@ pub(crate) struct ConnectionOptions {
     pub(crate) context: Option<String>,
     /// Controller, https://HOST:PORT; several are tried in turn
     #[arg(
-        long = "controller", global = true, env = "TURNCTL_CONTROLLER", value_name = "URL", value_delimiter = ',',
+        long = "controller",
+        global = true,
+        env = "TURNCTL_CONTROLLER",
+        value_name = "URL",
+        value_delimiter = ',',
         hide_env = true
     )]
     pub(crate) controllers: Vec<String>,
@@ -47,8 +51,7 @@ impl ConnectionOptions {
     /// The context that remains when options stand over the file; its paths are usable from here.
     pub(crate) fn resolve(&self) -> Result<Context> {
         let mut target = Context::default();
-        let complete =
-            !self.controllers.is_empty() && self.ca.is_some() && self.cert.is_some() && self.key.is_some();
+        let complete = !self.controllers.is_empty() && self.ca.is_some() && self.cert.is_some() && self.key.is_some();
         // A broken file is no obstacle to somebody who does not need it.
         if !complete || self.context.is_some() {
             let file = contexts::location(self.config.as_deref())?;
@@ -127,9 +130,8 @@ fn read(what: &str, file: &Path) -> Result<String> {
 }
 
 fn endpoint(controller: &str, tls: &ClientTlsConfig, target: &Context) -> Result<Endpoint> {
-    let wrong = || {
-        Failure::usage(format!("'{controller}' is not a controller's address")).remedy("write https://HOST:PORT")
-    };
+    let wrong =
+        || Failure::usage(format!("'{controller}' is not a controller's address")).remedy("write https://HOST:PORT");
     let url = match controller.split_once("://") {
         None => format!("https://{controller}"),
         Some(("https", _)) => controller.to_owned(),

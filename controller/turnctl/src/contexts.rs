@@ -63,7 +63,8 @@ impl Contexts {
 
     /// Writes the file whole or not at all, and its directory when it is missing.
     pub(crate) fn save(&self, file: &Path) -> Result {
-        let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("cannot write {}: {error}", file.display()));
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::failed(format!("cannot write {}: {error}", file.display()));
         let text = toml::to_string(self).map_err(|error| failed(&error))?;
         if let Some(directory) = file.parent() {
             std::fs::create_dir_all(directory).map_err(|error| failed(&error))?;
@@ -98,7 +99,8 @@ mod tests {
         let file = directory.path().join("deep/config.toml");
         assert_eq!(Contexts::load(&file).expect("empty"), Contexts::default());
         let mut contexts = Contexts { current: Some("local".into()), ..Contexts::default() };
-        let context = Context { controllers: vec!["https://127.0.0.1:9443".into()], ca: "ca.pem".into(), ..Context::default() };
+        let context =
+            Context { controllers: vec!["https://127.0.0.1:9443".into()], ca: "ca.pem".into(), ..Context::default() };
         contexts.contexts.insert("local".into(), context);
         contexts.save(&file).expect("saved");
         assert_eq!(Contexts::load(&file).expect("loaded"), contexts);

@@ -256,7 +256,10 @@ mod tests {
 
     #[test]
     fn tables_are_columns_of_text_and_obey_no_escape_in_the_data() {
-        assert_eq!(rendered(Format::Table, false), "NAME       STATE\neu-1\u{fffd}[2J   ready\n\nName   eu-1\u{fffd}[2J\n");
+        assert_eq!(
+            rendered(Format::Table, false),
+            "NAME       STATE\neu-1\u{fffd}[2J   ready\n\nName   eu-1\u{fffd}[2J\n"
+        );
         assert_eq!(
             rendered(Format::Wide, false),
             "NAME       STATE   BYTES\neu-1\u{fffd}[2J   ready   -\n\nName   eu-1\u{fffd}[2J\n"

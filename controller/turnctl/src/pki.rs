@@ -148,9 +148,7 @@ impl fmt::Display for Identity {
 fn is_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 /// A certificate and its private key, both PEM.
@@ -167,10 +165,7 @@ impl CertificateAndKey {
     pub fn write(&self, directory: &Path, stem: &str, replace: bool) -> Result<(PathBuf, PathBuf), PkiError> {
         let certificate = directory.join(format!("{stem}.pem"));
         let key = directory.join(format!("{stem}.key"));
-        write_pair(
-            [(&certificate, &self.certificate, 0o644), (&key, &self.key, 0o600)],
-            replace,
-        )?;
+        write_pair([(&certificate, &self.certificate, 0o644), (&key, &self.key, 0o600)], replace)?;
         Ok((certificate, key))
     }
 }
@@ -200,35 +195,23 @@ pub fn create_ca(name: &str) -> Result<Ca, PkiError> {
     params.not_after = now + CA_VALIDITY;
     let certificate = params.self_signed(&key)?.pem();
     let not_after = params.not_after;
-    Ok(Ca {
-        certificate,
-        not_after,
-        issuer: Issuer::new(params, key),
-    })
+    Ok(Ca { certificate, not_after, issuer: Issuer::new(params, key) })
 }
 
 impl Ca {
     /// Reads an authority from its two PEM texts; the key must be the certificate's.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, PkiError> {
-        let key = KeyPair::from_pem(key).map_err(|e| PkiError::Pem {
-            what: "authority's key",
-            reason: e.to_string(),
-        })?;
+        let key =
+            KeyPair::from_pem(key).map_err(|e| PkiError::Pem { what: "authority's key", reason: e.to_string() })?;
         let facts = Facts::from_pem(certificate)?;
         if !facts.is_ca {
             return Err(PkiError::Authority("the certificate is not a certificate authority's"));
         }
         if facts.public_key != key.public_key_raw() {
-            return Err(PkiError::Authority(
-                "the authority's key is not the key of its certificate",
-            ));
+            return Err(PkiError::Authority("the authority's key is not the key of its certificate"));
         }
         let issuer = Issuer::from_ca_cert_pem(certificate, key)?;
-        Ok(Self {
-            certificate: certificate.to_owned(),
-            not_after: facts.not_after,
-            issuer,
-        })
+        Ok(Self { certificate: certificate.to_owned(), not_after: facts.not_after, issuer })
     }
 
     /// Reads `ca.pem` and `ca.key` from a directory made by [`Ca::write`].
@@ -282,10 +265,7 @@ impl Ca {
         params.not_before = now - BACKDATED;
         params.not_after = end.min(self.not_after);
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(CertificateAndKey {
-            certificate,
-            key: key.serialize_pem(),
-        })
+        Ok(CertificateAndKey { certificate, key: key.serialize_pem() })
     }
 }
 
@@ -301,11 +281,7 @@ fn subject_alt_names(identity: &Identity, dns: &[String], ips: &[IpAddr]) -> Res
         _ => &[],
     };
     let mut names = vec![SanType::URI(identity.to_string().try_into()?)];
-    for name in own
-        .iter()
-        .copied()
-        .chain(dns.iter().map(String::as_str).filter(|name| !own.contains(name)))
-    {
+    for name in own.iter().copied().chain(dns.iter().map(String::as_str).filter(|name| !own.contains(name))) {
         if !is_dns_name(name) {
             return Err(PkiError::DnsName(name.to_owned()));
         }
@@ -341,21 +317,15 @@ pub struct Facts {
 impl Facts {
     /// Reads the first certificate of a PEM text.
     pub fn from_pem(certificate: &str) -> Result<Self, PkiError> {
-        let unreadable = |reason: String| PkiError::Pem {
-            what: "certificate",
-            reason,
-        };
+        let unreadable = |reason: String| PkiError::Pem { what: "certificate", reason };
         let (_, pem) =
             x509_parser::pem::parse_x509_pem(certificate.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
         let (_, parsed) = X509Certificate::from_der(&pem.contents).map_err(|e| unreadable(e.to_string()))?;
         let names = parsed.subject_alternative_name().ok().flatten();
-        let identity = names
-            .iter()
-            .flat_map(|names| &names.value.general_names)
-            .find_map(|name| match name {
-                GeneralName::URI(uri) => Identity::from_uri(uri),
-                _ => None,
-            });
+        let identity = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
+            GeneralName::URI(uri) => Identity::from_uri(uri),
+            _ => None,
+        });
         Ok(Self {
             identity,
             not_after: parsed.validity().not_after.to_datetime(),
@@ -366,11 +336,7 @@ impl Facts {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|source| PkiError::Io {
-        action: "read",
-        path: path.into(),
-        source,
-    })
+    fs::read_to_string(path).map_err(|source| PkiError::Io { action: "read", path: path.into(), source })
 }
 
 /// Writes both files or, when one of them exists and may not be replaced, neither.
@@ -381,11 +347,7 @@ fn write_pair(files: [(&PathBuf, &String, u32); 2], replace: bool) -> Result<(),
         }
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.map_err(|source| PkiError::Io {
-                action: "create",
-                path: directory.into(),
-                source,
-            })?;
+            made.map_err(|source| PkiError::Io { action: "create", path: directory.into(), source })?;
         }
     }
     for (path, text, mode) in files {

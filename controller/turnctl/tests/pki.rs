@@ -21,34 +21,20 @@ fn openssl_verifies_the_chain_and_shows_the_names() -> Result<()> {
     let ca = create_ca("test authority")?;
     ca.write(directory.path(), false)?;
     let ip: IpAddr = "192.0.2.7".parse()?;
-    let issued = ca.issue(
-        &Identity::Controller("c1".into()),
-        &["c1.example.org".into()],
-        &[ip],
-        YEAR,
-    )?;
+    let issued = ca.issue(&Identity::Controller("c1".into()), &["c1.example.org".into()], &[ip], YEAR)?;
     let (certificate, key) = issued.write(directory.path(), "controller-c1", false)?;
     assert_eq!(key.metadata()?.permissions().mode() & 0o777, 0o600);
-    assert_eq!(
-        directory.path().join("ca.key").metadata()?.permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(directory.path().join("ca.key").metadata()?.permissions().mode() & 0o777, 0o600);
 
     for purpose in ["sslserver", "sslclient"] {
         let verified = Command::new("openssl")
             .args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"])
             .args([&directory.path().join("ca.pem"), &certificate])
             .output()?;
-        ensure!(
-            verified.status.success(),
-            "{purpose}: {}",
-            String::from_utf8_lossy(&verified.stderr)
-        );
+        ensure!(verified.status.success(), "{purpose}: {}", String::from_utf8_lossy(&verified.stderr));
     }
-    let shown = Command::new("openssl")
-        .args(["x509", "-noout", "-ext", "subjectAltName", "-in"])
-        .arg(&certificate)
-        .output()?;
+    let shown =
+        Command::new("openssl").args(["x509", "-noout", "-ext", "subjectAltName", "-in"]).arg(&certificate).output()?;
     let shown = String::from_utf8(shown.stdout)?;
     for name in [
         "URI:turnpike://controller/c1",
@@ -68,18 +54,9 @@ fn both_sides_of_a_handshake_accept_each_other() -> Result<()> {
     let controller = ca.issue(&Identity::Controller("c1".into()), &[], &[], YEAR)?;
     let relay = ca.issue(&Identity::Relay("eu-1".into()), &[], &[], YEAR)?;
     let (seen_by_client, seen_by_server) = handshake(&ca, &controller, &ca, &relay)?;
-    assert_eq!(
-        Facts::from_pem(&controller.certificate)?.identity,
-        Some(Identity::Controller("c1".into()))
-    );
-    assert_eq!(
-        seen_by_client,
-        CertificateDer::from_pem_slice(controller.certificate.as_bytes())?
-    );
-    assert_eq!(
-        seen_by_server,
-        CertificateDer::from_pem_slice(relay.certificate.as_bytes())?
-    );
+    assert_eq!(Facts::from_pem(&controller.certificate)?.identity, Some(Identity::Controller("c1".into())));
+    assert_eq!(seen_by_client, CertificateDer::from_pem_slice(controller.certificate.as_bytes())?);
+    assert_eq!(seen_by_server, CertificateDer::from_pem_slice(relay.certificate.as_bytes())?);
 
     // A relay's certificate does not pass for a controller's, nor a stranger's for a member's.
     assert!(handshake(&ca, &relay, &ca, &relay).is_err());
@@ -109,10 +86,7 @@ fn a_key_of_another_authority_and_a_member_as_authority_are_refused() -> Result<
     let mixed = Ca::from_pem(ca.certificate(), &std::fs::read_to_string(two.path().join("ca.key"))?);
     assert!(matches!(mixed, Err(PkiError::Authority(_))));
     let member = ca.issue(&Identity::Relay("eu-1".into()), &[], &[], YEAR)?;
-    assert!(matches!(
-        Ca::from_pem(&member.certificate, &member.key),
-        Err(PkiError::Authority(_))
-    ));
+    assert!(matches!(Ca::from_pem(&member.certificate, &member.key), Err(PkiError::Authority(_))));
     Ok(())
 }
 
@@ -122,29 +96,17 @@ fn nothing_is_replaced_unasked_and_nothing_half_written() -> Result<()> {
     let ca = create_ca("one")?;
     ca.write(directory.path(), false)?;
     let before = std::fs::read(directory.path().join("ca.key"))?;
-    assert!(matches!(
-        create_ca("two")?.write(directory.path(), false),
-        Err(PkiError::Exists(_))
-    ));
+    assert!(matches!(create_ca("two")?.write(directory.path(), false), Err(PkiError::Exists(_))));
     assert_eq!(std::fs::read(directory.path().join("ca.key"))?, before);
 
     // Only the key is in the way: the certificate beside it is not written either.
     std::fs::write(directory.path().join("relay-a.key"), "mine")?;
     let issued = ca.issue(&Identity::Relay("a".into()), &[], &[], YEAR)?;
-    assert!(matches!(
-        issued.write(directory.path(), "relay-a", false),
-        Err(PkiError::Exists(_))
-    ));
+    assert!(matches!(issued.write(directory.path(), "relay-a", false), Err(PkiError::Exists(_))));
     assert!(!directory.path().join("relay-a.pem").exists());
     issued.write(directory.path(), "relay-a", true)?;
-    assert_eq!(
-        std::fs::read_to_string(directory.path().join("relay-a.key"))?,
-        issued.key
-    );
-    assert_eq!(
-        directory.path().join("relay-a.key").metadata()?.permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::read_to_string(directory.path().join("relay-a.key"))?, issued.key);
+    assert_eq!(directory.path().join("relay-a.key").metadata()?.permissions().mode() & 0o777, 0o600);
     Ok(())
 }
 
@@ -154,21 +116,14 @@ fn names_that_could_leave_the_uri_or_the_directory_are_refused() -> Result<()> {
     for name in ["", "a/b", "../x", ".hidden", "a b", "a\n", "ü", &"x".repeat(64)] {
         let issued = ca.issue(&Identity::Relay(name.into()), &[], &[], YEAR);
         assert!(matches!(issued, Err(PkiError::Name(_))), "{name:?}");
-        assert_eq!(
-            Identity::from_uri(&format!("turnpike://relay/{name}")),
-            None,
-            "{name:?}"
-        );
+        assert_eq!(Identity::from_uri(&format!("turnpike://relay/{name}")), None, "{name:?}");
     }
     for name in ["", "-a", "a..b", "a b", "a/b", "192.0.2.1:80"] {
         let issued = ca.issue(&Identity::Relay("a".into()), &[name.into()], &[], YEAR);
         assert!(matches!(issued, Err(PkiError::DnsName(_))), "{name:?}");
     }
     for validity in [Duration::ZERO, Duration::MAX] {
-        assert!(matches!(
-            ca.issue(&Identity::Relay("a".into()), &[], &[], validity),
-            Err(PkiError::Validity(_))
-        ));
+        assert!(matches!(ca.issue(&Identity::Relay("a".into()), &[], &[], validity), Err(PkiError::Validity(_))));
     }
     Ok(())
 }
@@ -177,10 +132,7 @@ fn names_that_could_leave_the_uri_or_the_directory_are_refused() -> Result<()> {
 fn a_certificate_does_not_outlive_its_authority() -> Result<()> {
     let ca = create_ca("one")?;
     let issued = ca.issue(&Identity::Relay("a".into()), &[], &[], 100 * YEAR)?;
-    assert_eq!(
-        Facts::from_pem(&issued.certificate)?.not_after,
-        Facts::from_pem(ca.certificate())?.not_after
-    );
+    assert_eq!(Facts::from_pem(&issued.certificate)?.not_after, Facts::from_pem(ca.certificate())?.not_after);
     Ok(())
 }
 

@@ -35,6 +35,7 @@ pub use address::{
 pub use policy::Policy;
 pub use record::{AllocationId, Change, EndReason, Record};
 pub use server::{
-    BindError, BindRequest, Bound, DropReason, Head, Host, Input, IpMeta, Now, Out, Output, PortRequest, Route, Server, Verdict,
+    BindError, BindRequest, Bound, DropReason, Head, Host, Input, IpMeta, Now, Out, Output, PortRequest, Route, Server,
+    Verdict,
 };
 pub use settings::{Key, KeyRing, Limits, Settings, StaticUser};

@@ -296,9 +296,8 @@ impl View for AllocationView {
             ("Record", Cell::from(format!("epoch {}, sequence {}", self.epoch, self.sequence))),
         ])];
         if !self.permissions.is_empty() {
-            let row = |it: &PermissionView| {
-                vec![Cell::from(&it.peer_ip), Cell::from(units::left(it.expires_at_ms, now_ms))]
-            };
+            let row =
+                |it: &PermissionView| vec![Cell::from(&it.peer_ip), Cell::from(units::left(it.expires_at_ms, now_ms))];
             let rows = self.permissions.iter().map(row).collect();
             blocks.push(Block::Table { head: vec!["PERMISSION", "LEFT"], rows });
         }

@@ -83,11 +83,9 @@ fn set(contexts: &mut Contexts, name: &str, options: &ConnectionOptions) -> Resu
     if !options.controllers.is_empty() {
         context.controllers.clone_from(&options.controllers);
     }
-    for (place, given) in [
-        (&mut context.ca, &options.ca),
-        (&mut context.certificate, &options.cert),
-        (&mut context.key, &options.key),
-    ] {
+    for (place, given) in
+        [(&mut context.ca, &options.ca), (&mut context.certificate, &options.cert), (&mut context.key, &options.key)]
+    {
         if let Some(given) = given {
             *place = absolute(given)?;
         }

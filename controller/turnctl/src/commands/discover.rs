@@ -184,8 +184,7 @@ impl View for DiscoverView {
                 ]
             })
         });
-        let mut blocks =
-            vec![Block::Table { head: vec!["NODE", "REGION", "DISTANCE", "URI"], rows: rows.collect() }];
+        let mut blocks = vec![Block::Table { head: vec!["NODE", "REGION", "DISTANCE", "URI"], rows: rows.collect() }];
         blocks.extend(self.credential.iter().flat_map(|credential| credential.blocks(wide, now_ms)));
         blocks
     }

@@ -195,7 +195,8 @@ impl NodeView {
             Cell::from(units::age(self.registered_at_ms, now_ms)),
         ];
         if wide {
-            let listeners: Vec<_> = self.listeners.iter().map(|it| format!("{}/{}", it.address, it.transport)).collect();
+            let listeners: Vec<_> =
+                self.listeners.iter().map(|it| format!("{}/{}", it.address, it.transport)).collect();
             row.extend([
                 Cell::from(&self.zone),
                 Cell::from(&self.version),

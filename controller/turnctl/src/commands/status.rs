@@ -62,8 +62,7 @@ pub(crate) async fn run(args: &StatusArgs, connection: &ConnectionOptions, outpu
 
 async fn fetch(cluster: &Cluster) -> Result<StatusView> {
     let mut admin = AdminClient::new(cluster.channel.clone());
-    let status =
-        admin.status(StatusRequest {}).await.map_err(|status| cluster.failure("read the status", &status))?;
+    let status = admin.status(StatusRequest {}).await.map_err(|status| cluster.failure("read the status", &status))?;
     let nodes = nodes::fetch(cluster, "").await?;
     Ok(StatusView::new(status.into_inner(), &nodes, units::now_ms()))
 }
@@ -122,11 +121,7 @@ impl StatusView {
                 version: status.version,
                 uptime_seconds: status.uptime_seconds,
             },
-            store: StoreView {
-                kind: status.store,
-                version: status.store_version,
-                healthy: status.store_healthy,
-            },
+            store: StoreView { kind: status.store, version: status.store_version, healthy: status.store_healthy },
             nodes: status.nodes,
             healthy_nodes: status.healthy_nodes,
             regions: status.regions,
@@ -182,7 +177,11 @@ fn problems(status: &StatusResponse, nodes: &NodesView, now_ms: u64) -> Vec<Prob
                 add(Severity::Error, format!("relay {id} is suspect"), &hint);
             }
             State::Unknown => {
-                add(Severity::Warning, format!("relay {id} is in a state this turnctl does not know"), "update turnctl");
+                add(
+                    Severity::Warning,
+                    format!("relay {id} is in a state this turnctl does not know"),
+                    "update turnctl",
+                );
             }
         }
     }

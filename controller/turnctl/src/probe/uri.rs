@@ -27,7 +27,8 @@ impl std::str::FromStr for TurnUri {
             "turns" => return Err("turns: is not probed, only turn: over UDP and TCP".into()),
             _ => return Err(wrong()),
         }
-        let (authority, query) = rest.split_once('?').map_or((rest, None), |(authority, query)| (authority, Some(query)));
+        let (authority, query) =
+            rest.split_once('?').map_or((rest, None), |(authority, query)| (authority, Some(query)));
         let transport = match query {
             None | Some("transport=udp") => Transport::Udp,
             Some("transport=tcp") => Transport::Tcp,
@@ -76,8 +77,20 @@ mod tests {
             assert_eq!(text.parse::<TurnUri>().map(|uri| uri.to_string()).as_deref(), Ok(expected), "{text}");
         }
         let wrong = [
-            "", "turn", "turn:", "stun:a", "turns:a", "turn:a:0", "turn:a:70000", "turn:a:", "turn:a?transport=sctp",
-            "turn:[::1", "turn:[x]", "turn:[::1]1", "turn://a", "turn:u@a",
+            "",
+            "turn",
+            "turn:",
+            "stun:a",
+            "turns:a",
+            "turn:a:0",
+            "turn:a:70000",
+            "turn:a:",
+            "turn:a?transport=sctp",
+            "turn:[::1",
+            "turn:[x]",
+            "turn:[::1]1",
+            "turn://a",
+            "turn:u@a",
         ];
         for text in wrong {
             assert!(text.parse::<TurnUri>().is_err(), "{text}");

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::wire::ChannelNumber;
 use turn_core::{
-    BindError, BindRequest, Bound, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing, ListenerId, Now, Path, PeerAddr,
-    RelayedAddr, Route, Server, Settings, StaticUser, Transport, Verdict, WorkerId,
+    BindError, BindRequest, Bound, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing, ListenerId, Now, Path,
+    PeerAddr, RelayedAddr, Route, Server, Settings, StaticUser, Transport, Verdict, WorkerId,
 };
 
 /// Where clients reach the relay, and its relay IP.
