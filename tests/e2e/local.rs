@@ -30,10 +30,17 @@ struct Local {
     description: Value,
 }
 
-/// `deploy/local/up`, with directory and ports of the test's own.
+/// `deploy/local/up`, with directory and ports of the test's own, as from a shell.
 fn up(arguments: &[String]) -> Command {
     let mut command = Command::new(repository().join("deploy/local/up"));
     command.args(arguments).current_dir(repository()).env("NO_COLOR", "1");
+    // What Cargo tells a test about itself makes build scripts run again, and so everything be built anew.
+    for (name, _) in std::env::vars_os() {
+        let shell_s_own = ["CARGO_TARGET_DIR", "CARGO_HOME"].iter().any(|own| name == *own);
+        if name.to_string_lossy().starts_with("CARGO_") && !shell_s_own {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

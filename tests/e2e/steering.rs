@@ -16,7 +16,7 @@ const SLACK: Duration = Duration::from_secs(2);
 
 /// Nodes that discovery hands out for the region.
 async fn handed_out(controller: &Controller, region: &str) -> Result<BTreeSet<String>> {
-    let answer: serde_json::Value = controller.http_json(&format!("/v1/ice-servers?region={region}&limit=10")).await?;
+    let answer: serde_json::Value = controller.http_json(&format!("/v1/ice-servers?region={region}&limit=8")).await?;
     let nodes = answer["nodes"].as_array().ok_or_else(|| anyhow!("no nodes in {answer}"))?;
     Ok(nodes
         .iter()

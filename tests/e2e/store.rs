@@ -143,7 +143,7 @@ fn a_revoked_allocation_ends() -> Result<()> {
         let now: BTreeSet<String> = fleet.etcd.allocations().await?.into_iter().collect();
         let id = now.difference(&before).next().cloned().ok_or_else(|| anyhow!("no new allocation"))?;
 
-        let output = fleet.cluster.turnctl(&Host::Machine, &["allocations", "revoke", &id, "--yes"]).await?;
+        let output = fleet.cluster.turnctl(&Host::Machine, &["allocations", "revoke", &id]).await?;
         ensure!(output.status.success(), "turnctl: {}", String::from_utf8_lossy(&output.stderr));
         fleet.stored(1).await?;
         ensure!(fleet.etcd.allocations().await? == before.into_iter().collect::<Vec<_>>(), "the wrong one was removed");
