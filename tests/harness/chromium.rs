@@ -76,12 +76,13 @@ pub struct View {
 }
 
 impl Browser {
-    /// Starts Chromium with a new profile in `directory`; its log is `<name>.log` there.
+    /// Starts Chromium with a new profile in `directory`; what it writes is in `<name>.chromium` there.
     ///
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn launch(host: &Host, directory: &Path, name: &str) -> Result<Self> {
-        let log = directory.join(format!("{name}.log"));
+        // Not among the logs that a failed test shows: Chromium complains at length of what this machine does not have.
+        let log = directory.join(format!("{name}.chromium"));
         let profile = directory.join(format!("{name}.profile"));
         let mut command = Command::new("sh");
         // The protocol's pipes are descriptors 3 (in) and 4 (out).

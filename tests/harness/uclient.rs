@@ -44,7 +44,7 @@ impl Load {
     pub async fn run(&self, host: &Host, limit: Duration) -> Result<Tally> {
         let mut command = Command::new("turnutils_uclient");
         // -y: sessions talk to each other; -c: no second (RTCP) port; -z: milliseconds between two messages; -s: Send
-        // indications, because it draws channel numbers up to 0x7FFF, of which RFC 8656 has kept those below 0x5000.
+        // indications, since it draws its channel numbers from RFC 5766's range, most of which RFC 8656 §12 reserves.
         command.args(["-y", "-c", "-s", "-z", "20"]);
         if self.tcp {
             command.arg("-t");
