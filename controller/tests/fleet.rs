@@ -705,10 +705,13 @@ async fn records_per_second() {
         let store = connect(&etcd.endpoint()).await;
         let pki = Pki::new();
         let replica = Replica::start(store, &pki, Duration::from_secs(10)).await;
+        let mut joined = Vec::new();
+        for n in 0..relays {
+            joined.push(Relay::join(&pki, &replica, hello(&format!("eu-{n}"), n, "boot", 1)).await);
+        }
         let mut measured = tokio::task::JoinSet::new();
         let begun = Instant::now();
-        for n in 0..relays {
-            let mut relay = Relay::join(&pki, &replica, hello(&format!("eu-{n}"), n, "boot", 1)).await;
+        for mut relay in joined {
             measured.spawn(async move {
                 let mut batches = 0;
                 while begun.elapsed() < Duration::from_secs(10) {

@@ -142,6 +142,10 @@ impl Joining {
         let mut silent = Instant::now() + patience;
         loop {
             let reading = work.has_room();
+            if !reading {
+                // Who is not listened to is not silent.
+                silent = Instant::now() + patience;
+            }
             tokio::select! {
                 message = self.inbound.message(), if reading => {
                     silent = Instant::now() + patience;
