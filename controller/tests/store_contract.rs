@@ -300,14 +300,9 @@ mod etcd_only {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_watch_survives_compaction_under_its_feet() {
-        let etcd = Etcd::start().await;
-        let proxy = Proxy::start(etcd.address()).await;
-        let store = connect(&proxy.endpoint()).await;
+        let (etcd, proxy) = behind_a_proxy().await;
         let direct = connect(&etcd.endpoint()).await;
-        apply(&direct, vec![put("c/1", "before"), put("c/2", "before")]).await;
-        let mut watch = store.watch("c/").await.expect("a watch");
-        let mut mirror = Mirror::default();
-        mirror.until(&mut watch, &truth(&[("c/1", "before"), ("c/2", "before")])).await;
+        let (mut watch, mut mirror) = watched(&proxy, &direct).await;
 
         // Held back until etcd can no longer send: its watcher falls behind, and what it has not sent is compacted.
         proxy.set(Mode::Hold);
@@ -326,14 +321,9 @@ mod etcd_only {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_watch_survives_a_cut_connection_with_compaction_meanwhile() {
-        let etcd = Etcd::start().await;
-        let proxy = Proxy::start(etcd.address()).await;
-        let store = connect(&proxy.endpoint()).await;
+        let (etcd, proxy) = behind_a_proxy().await;
         let direct = connect(&etcd.endpoint()).await;
-        apply(&direct, vec![put("c/1", "before"), put("c/2", "before")]).await;
-        let mut watch = store.watch("c/").await.expect("a watch");
-        let mut mirror = Mirror::default();
-        mirror.until(&mut watch, &truth(&[("c/1", "before"), ("c/2", "before")])).await;
+        let (mut watch, _) = watched(&proxy, &direct).await;
         proxy.set(Mode::Cut);
         assert_eq!(next(&mut watch).await, WatchEvent::Reset, "doubt is told at once, not when etcd is back");
         apply(&direct, vec![Op::Delete("c/2".into()), put("c/3", "new")]).await;
@@ -533,6 +523,21 @@ mod etcd_only {
         let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
         let certificate = parameters.signed_by(&key, issuer).expect("a certificate");
         (certificate.pem(), key.serialize_pem())
+    }
+
+    async fn behind_a_proxy() -> (Etcd, Proxy) {
+        let etcd = Etcd::start().await;
+        let proxy = Proxy::start(etcd.address()).await;
+        (etcd, proxy)
+    }
+
+    /// A watch through the proxy that has told `c/1` and `c/2`.
+    async fn watched(proxy: &Proxy, direct: &Arc<dyn Store>) -> (Watch, Mirror) {
+        apply(direct, vec![put("c/1", "before"), put("c/2", "before")]).await;
+        let mut watch = connect(&proxy.endpoint()).await.watch("c/").await.expect("a watch");
+        let mut mirror = Mirror::default();
+        mirror.until(&mut watch, &truth(&[("c/1", "before"), ("c/2", "before")])).await;
+        (watch, mirror)
     }
 
     async fn compact(etcd: &Etcd) {
