@@ -45,8 +45,8 @@ fn up(arguments: &[String]) -> Command {
 }
 
 async fn local(test: &Scenario) -> Result<Local> {
-    // Clear of a cluster that somebody runs on the usual ports, and of another test's.
-    let offset = 1000 + std::process::id() % 300 * 100;
+    // Clear of a cluster that somebody runs on the usual ports, of another test, and of the ephemeral ports.
+    let offset = 1000 + std::process::id() % 200 * 100;
     let ready = test.file("ready.json");
     let mut arguments = vec!["--port-offset".to_owned(), offset.to_string(), "--dir".to_owned()];
     arguments.push(test.file("cluster").display().to_string());
