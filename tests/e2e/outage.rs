@@ -125,6 +125,12 @@ fn calls_outlive_their_relay() -> Result<()> {
             let start = Instant::now();
             relay.start().await?;
             let ready = start.elapsed();
+            let before = traffic.received();
+            eventually("messages arrive again", Duration::from_secs(20), async || {
+                let now = traffic.received();
+                if now > before + 10 { Ok(()) } else { Err(anyhow!("{before} before, {now} now")) }
+            })
+            .await?;
             let stopped;
             (stopped, pair) = {
                 let (pair, count) = traffic.stop().await?;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +57,7 @@ async fn expect(client: &mut TurnClient, from: SocketAddr, number: u32) -> Resul
 /// A stream of messages from the first to the second of a pair, 50 a second, until it is stopped.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    received: Arc<AtomicU32>,
     task: JoinHandle<Result<(Pair, Count)>>,
 }
 
@@ -67,7 +68,7 @@ pub struct Count {
     pub sent: u32,
     /// Messages that arrived.
     pub received: u32,
-    /// Longest time between two that arrived.
+    /// Longest time without one that arrived.
     pub longest_gap: Duration,
 }
 
@@ -76,7 +77,8 @@ impl Traffic {
     #[must_use]
     pub fn start(mut pair: Pair) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let received = Arc::new(AtomicU32::new(0));
+        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&received));
         let task = tokio::spawn(async move {
             let mut count = Count::default();
             let mut last = Instant::now();
@@ -86,7 +88,10 @@ impl Traffic {
                 count.sent += 1;
                 let next = Instant::now() + Duration::from_millis(20);
                 arrivals(&mut pair.second, &mut count, &mut last, next).await;
+                counter.store(count.received, Ordering::Relaxed);
             }
+            // A silence that has not ended is one too.
+            count.longest_gap = count.longest_gap.max(last.elapsed());
             // What is still under way has a second to arrive.
             let end = Instant::now() + Duration::from_secs(1);
             while count.received < count.sent && Instant::now() < end {
@@ -95,7 +100,13 @@ impl Traffic {
             }
             Ok((pair, count))
         });
-        Self { stop, task }
+        Self { stop, received, task }
+    }
+
+    /// Messages that have arrived so far.
+    #[must_use]
+    pub fn received(&self) -> u32 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Stops it.

@@ -208,8 +208,13 @@ impl TurnClient {
     async fn flush(&mut self) -> Result<()> {
         while let Some(packet) = self.core.poll_transmit() {
             match &mut self.link {
-                // What the kernel refuses now (ECONNREFUSED of an earlier datagram) is retransmitted like a lost one.
-                Link::Udp(socket) => drop(socket.send(&packet).await),
+                // A relay that is being restarted answers with ICMP, which the kernel reports in the place of the next
+                // send: that one is made again. A second refusal is a lost datagram.
+                Link::Udp(socket) => {
+                    if socket.send(&packet).await.is_err() {
+                        drop(socket.send(&packet).await);
+                    }
+                }
                 Link::Tcp { stream, .. } => stream.write_all(&packet).await?,
             }
         }
