@@ -63,7 +63,8 @@ fn calls_outlive_controller_and_store() -> Result<()> {
         let mut on_restarted = allocated(&restarted, &login).await?;
         // The rest of the outage, with signs of life on the way.
         while down.elapsed() < outage {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            let second = Duration::from_secs(1);
+            tokio::try_join!(survivor.tend(second), born.tend(second), on_restarted.tend(second))?;
             allocated(&relay, &login).await?.refresh(0).await?;
         }
 

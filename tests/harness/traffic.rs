@@ -87,7 +87,11 @@ impl Traffic {
                 pair.first.send(to, &count.sent.to_be_bytes()).await?;
                 count.sent += 1;
                 let next = Instant::now() + Duration::from_millis(20);
-                arrivals(&mut pair.second, &mut count, &mut last, next).await;
+                let (_, tended) = tokio::join!(
+                    arrivals(&mut pair.second, &mut count, &mut last, next),
+                    pair.first.tend(Duration::from_millis(20))
+                );
+                tended?;
                 counter.store(count.received, Ordering::Relaxed);
             }
             // A silence that has not ended is one too.

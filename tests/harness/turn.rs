@@ -26,7 +26,8 @@ pub struct Login {
     pub password: String,
 }
 
-/// A client with at most one allocation. It keeps nothing alive while no method of it runs.
+/// A client with at most one allocation. It keeps allocation, permissions and channels alive only while a method of it
+/// waits: see [`TurnClient::tend`].
 pub struct TurnClient {
     link: Link,
     core: Client,
@@ -159,6 +160,23 @@ impl TurnClient {
             ensure!(self.step(deadline).await?, "no data within {limit:?}");
             self.events.clear();
         }
+    }
+
+    /// Keeps the allocation, its permissions and channels alive for so long; data that comes is kept for
+    /// [`TurnClient::receive`].
+    ///
+    /// # Errors
+    /// A refresh was refused or not answered, or the connection broke.
+    pub async fn tend(&mut self, time: Duration) -> Result<()> {
+        let deadline = Instant::now() + time;
+        while self.step(deadline).await? {
+            for event in self.events.drain(..) {
+                if let Event::Failed(method, failure) = event {
+                    bail!("{method:?} failed: {failure}");
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn until<T>(
