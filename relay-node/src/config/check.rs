@@ -55,6 +55,10 @@ pub struct Settings {
     pub stream_send_cap: usize,
     /// TCP connections per worker.
     pub max_connections: usize,
+    /// What the protocol bounds.
+    pub limits: turn_core::Limits,
+    /// What the protocol offers.
+    pub features: turn_core::Features,
     /// The lab switch.
     pub allow_loopback_peers: bool,
     /// Peer networks denied beyond the built-in list and the cluster's.
@@ -149,6 +153,8 @@ impl Config {
             user_quota: self.user_quota as usize,
             stream_send_cap: self.stream_send_cap as usize,
             max_connections: self.max_connections as usize,
+            limits: self.limits.check()?,
+            features: self.features.into(),
             allow_loopback_peers: self.allow_loopback_peers,
             denied_peers,
             log: self.log,

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod check;
+mod limits;
 mod machine;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 
 pub use arguments::Arguments;
 pub use check::{Controllers, LogFormat, Settings, parse_network};
+pub use limits::{Features, Limits};
 use machine::Machine;
 
 /// The written form. Its defaults run on a laptop once `node_id` and `region` are given.
@@ -63,6 +65,10 @@ pub struct Config {
     pub stream_send_cap: u32,
     /// TCP connections per worker.
     pub max_connections: u32,
+    /// Further bounds.
+    pub limits: Limits,
+    /// Extensions that are offered.
+    pub features: Features,
     /// The lab switch: opens loopback peers and nothing else.
     pub allow_loopback_peers: bool,
     /// Peer networks denied beyond the built-in list, CIDR.
@@ -119,6 +125,8 @@ impl Default for Config {
             user_quota: 0,
             stream_send_cap: 262_144,
             max_connections: 10_000,
+            limits: Limits::default(),
+            features: Features::default(),
             allow_loopback_peers: false,
             denied_peers: Vec::new(),
             log: "info".into(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use prost::Message;
 use turn_core::policy::Network;
-use turn_core::{Key, KeyRing, Limits, Policy, StaticUser};
+use turn_core::{Features, Key, KeyRing, Limits, Policy, StaticUser};
 use turnpike_proto::v1;
 
 use crate::config::{self, parse_network};
@@ -73,6 +73,8 @@ pub(crate) struct Local {
     pub(crate) relay_ips: Vec<IpAddr>,
     pub(crate) allow_loopback: bool,
     pub(crate) user_quota: usize,
+    pub(crate) limits: Limits,
+    pub(crate) features: Features,
 }
 
 impl Local {
@@ -86,6 +88,8 @@ impl Local {
             relay_ips: settings.relay_ips.iter().map(|ip| ip.advertised).collect(),
             allow_loopback: settings.allow_loopback_peers,
             user_quota: settings.user_quota,
+            limits: settings.limits.clone(),
+            features: settings.features.clone(),
         }
     }
 }
@@ -152,7 +156,7 @@ impl Cluster {
             members: members.into_iter().collect(),
             allow_loopback: local.allow_loopback,
         };
-        let limits = Limits::default();
+        let (limits, features) = (local.limits.clone(), local.features.clone());
         match &self.settings {
             Some(cluster) => {
                 policy.denied.extend_from_slice(&cluster.denied);
@@ -163,6 +167,7 @@ impl Cluster {
                     static_users: cluster.static_users.clone(),
                     policy,
                     limits,
+                    features,
                     draining: false,
                 }
             }
@@ -173,6 +178,7 @@ impl Cluster {
                 static_users: local.static_users.clone(),
                 policy,
                 limits,
+                features,
                 draining: false,
             },
         }
@@ -248,6 +254,8 @@ mod tests {
             relay_ips: vec!["198.51.100.7".parse().expect("literal")],
             allow_loopback: true,
             user_quota: 0,
+            limits: Limits::default(),
+            features: Features::default(),
         }
     }
 

@@ -321,7 +321,7 @@ impl Worker {
                 client: received.source,
                 server: received.local.map_or(address, |ip| SocketAddr::new(ip, address.port())),
             };
-            let (listener, ip) = (ListenerId(index as u16), IpMeta { dscp_ecn: received.tos });
+            let (listener, ip) = (ListenerId(index as u16), IpMeta { dscp_ecn: received.tos, ..IpMeta::default() });
             let owner = shard::worker(from.client, self.workers);
             if owner == self.id {
                 self.feed(Origin::Client { from, path: Path::Listener(listener), ip }, received.packet);
@@ -346,7 +346,7 @@ impl Worker {
                 let origin = Origin::Peer {
                     relayed,
                     from: PeerAddr::new(received.source),
-                    ip: IpMeta { dscp_ecn: received.tos },
+                    ip: IpMeta { dscp_ecn: received.tos, ..IpMeta::default() },
                 };
                 self.feed(origin, received.packet);
             }

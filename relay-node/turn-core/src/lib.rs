@@ -38,4 +38,4 @@ pub use server::{
     BindError, BindRequest, Bound, DropReason, Head, Host, Input, IpMeta, Now, Out, Output, PortRequest, Route, Server,
     Verdict,
 };
-pub use settings::{Key, KeyRing, Limits, Settings, StaticUser};
+pub use settings::{Features, Key, KeyRing, Limits, Settings, StaticUser};

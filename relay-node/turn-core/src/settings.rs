@@ -53,11 +53,43 @@ pub struct Limits {
     pub channels_per_allocation: usize,
     /// Nonce lifetime in seconds, at least 3600: Chromium does not survive 438 to an Allocate.
     pub nonce_lifetime: u32,
+    /// Answers a second that one source prefix (an IPv4 /24, an IPv6 /56) gets from a worker before it has
+    /// authenticated, 0 for no limit; what is beyond gets silence (abuse.md D).
+    pub strangers_per_prefix: u32,
+    /// Bytes a second an allocation relays in each direction, 0 for no limit.
+    pub bytes_per_allocation: u64,
+    /// Most TCP connections to peers an allocation has (RFC 6062); one more is 508, or is not accepted.
+    pub peer_connections_per_allocation: usize,
+}
+
+/// Extensions that can be switched off; what is off is declined as its RFC says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Features {
+    /// TCP allocations (RFC 6062).
+    pub tcp_allocations: bool,
+    /// Mobility (RFC 8016).
+    pub mobility: bool,
+    /// SHA-256 and USERHASH are offered (RFC 8489 §9.2).
+    pub sha256: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self { tcp_allocations: true, mobility: true, sha256: true }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_lifetime: 3600, permissions_per_allocation: 256, channels_per_allocation: 256, nonce_lifetime: 3600 }
+        Self {
+            max_lifetime: 3600,
+            permissions_per_allocation: 256,
+            channels_per_allocation: 256,
+            nonce_lifetime: 3600,
+            strangers_per_prefix: 1000,
+            bytes_per_allocation: 0,
+            peer_connections_per_allocation: 64,
+        }
     }
 }
 
@@ -77,6 +109,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Bounds.
     pub limits: Limits,
+    /// Extensions that are offered.
+    pub features: Features,
     /// Allocate is refused with 508, once authenticated; what exists goes on.
     pub draining: bool,
 }

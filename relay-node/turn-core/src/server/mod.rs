@@ -57,6 +57,10 @@ pub struct Now {
 pub struct IpMeta {
     /// DSCP (upper six bits) and ECN (lower two).
     pub dscp_ecn: u8,
+    /// TTL or hop limit as it arrived, or to be set; 0 where it is not known, or the system's own is to be used.
+    pub ttl: u8,
+    /// DF: the packet must not be fragmented on its way (RFC 8656 §14, DONT-FRAGMENT).
+    pub dont_fragment: bool,
 }
 
 /// What happened. Nothing else can wake the machine; both clocks come from the caller.

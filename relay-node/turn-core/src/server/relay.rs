@@ -40,7 +40,7 @@ pub(super) fn to_peer(
     }
     let ip = if allocation.five_tuple().transport.is_stream() {
         // RFC 8656 §15: DSCP of the connection, Not-ECT.
-        IpMeta { dscp_ecn: ip.dscp_ecn & !ECN }
+        IpMeta { dscp_ecn: ip.dscp_ecn & !ECN, ..IpMeta::default() }
     } else {
         ip
     };
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn ip_header_fields() {
         // RFC 8656 §14: copied between datagrams; §15: no ECN from a stream; §16: the stream's own towards it.
-        let marked = IpMeta { dscp_ecn: 0b1011_1010 };
+        let marked = IpMeta { dscp_ecn: 0b1011_1010, ..IpMeta::default() };
         for (stream, to_peer, to_client) in [(false, 0b1011_1010, 0b1011_1010), (true, 0b1011_1000, 0)] {
             let mut lab = Lab::new();
             lab.ip = marked;

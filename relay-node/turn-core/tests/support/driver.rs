@@ -10,7 +10,7 @@ use turn_core::{Family, Input, IpMeta, Output, PeerAddr, Policy, Record, Relayed
 use super::{Clock, PATH, Ports, addr, five_tuple};
 
 const CLIENTS: usize = 4;
-const IP: IpMeta = IpMeta { dscp_ecn: 0 };
+const IP: IpMeta = IpMeta { dscp_ecn: 0, ttl: 0, dont_fragment: false };
 
 /// The history so far.
 struct Driver {

@@ -1,0 +1,84 @@
+//! The tables `[limits]` and `[features]`: bounds beyond the plain keys, and extensions that can be switched off.
+
+use serde::Deserialize;
+
+use super::ConfigError;
+
+/// Bounds; 0 is no limit where the key says so.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Permissions of one allocation, 1..=65535.
+    pub permissions_per_allocation: u32,
+    /// Channels of one allocation, 1..=4096.
+    pub channels_per_allocation: u32,
+    /// Answers a second that one source prefix (IPv4 /24, IPv6 /56) gets from a worker before it has authenticated;
+    /// 0 for no limit.
+    pub strangers_per_prefix: u32,
+    /// Bytes a second an allocation relays in each direction; 0 for no limit.
+    pub bytes_per_allocation: u64,
+    /// TCP connections to peers of one allocation (RFC 6062).
+    pub peer_connections_per_allocation: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let core = turn_core::Limits::default();
+        Self {
+            permissions_per_allocation: core.permissions_per_allocation as u32,
+            channels_per_allocation: core.channels_per_allocation as u32,
+            strangers_per_prefix: core.strangers_per_prefix,
+            bytes_per_allocation: core.bytes_per_allocation,
+            peer_connections_per_allocation: core.peer_connections_per_allocation as u32,
+        }
+    }
+}
+
+impl Limits {
+    /// The bounds the protocol keeps.
+    pub(super) fn check(&self) -> Result<turn_core::Limits, ConfigError> {
+        let rows = [
+            ("permissions_per_allocation", self.permissions_per_allocation, 65_535),
+            ("channels_per_allocation", self.channels_per_allocation, 4096),
+            ("peer_connections_per_allocation", self.peer_connections_per_allocation, 65_535),
+        ];
+        for (key, value, most) in rows {
+            if !(1..=most).contains(&value) {
+                return Err(ConfigError::new(format!("limits.{key}"), format!("{value} is not in 1..={most}")));
+            }
+        }
+        Ok(turn_core::Limits {
+            permissions_per_allocation: self.permissions_per_allocation as usize,
+            channels_per_allocation: self.channels_per_allocation as usize,
+            strangers_per_prefix: self.strangers_per_prefix,
+            bytes_per_allocation: self.bytes_per_allocation,
+            peer_connections_per_allocation: self.peer_connections_per_allocation as usize,
+            ..turn_core::Limits::default()
+        })
+    }
+}
+
+/// Extensions of RFC 8656 and RFC 8489; what is off is declined as its RFC says.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Features {
+    /// TCP allocations (RFC 6062).
+    pub tcp_allocations: bool,
+    /// Mobility (RFC 8016).
+    pub mobility: bool,
+    /// SHA-256 and USERHASH (RFC 8489 §9.2).
+    pub sha256: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        let turn_core::Features { tcp_allocations, mobility, sha256 } = turn_core::Features::default();
+        Self { tcp_allocations, mobility, sha256 }
+    }
+}
+
+impl From<Features> for turn_core::Features {
+    fn from(Features { tcp_allocations, mobility, sha256 }: Features) -> Self {
+        Self { tcp_allocations, mobility, sha256 }
+    }
+}
