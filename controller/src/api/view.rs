@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 use turn_core::Transport;
+use turn_core::text::escape;
 
 use crate::allocations::{AllocationChange, AllocationEvent, Found};
 use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView, Snapshot, Thresholds};
@@ -152,26 +153,6 @@ pub fn transport_name(transport: Transport) -> &'static str {
     }
 }
 
-/// A name from the wire as text: what is not printable UTF-8 is written `\xNN`, and a backslash twice, so that
-/// different names look different.
-pub fn escape(name: &[u8]) -> String {
-    let mut text = String::with_capacity(name.len());
-    let hex = |text: &mut String, bytes: &[u8]| bytes.iter().for_each(|b| text.push_str(&format!("\\x{b:02x}")));
-    for chunk in name.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' => text.push_str("\\\\"),
-                // escape_debug knows what does not print: controls, marks without a base, direction overrides.
-                '"' | '\'' => text.push(c),
-                c if c.escape_debug().count() == 1 => text.push(c),
-                c => hex(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
-        hex(&mut text, chunk.invalid());
-    }
-    text
-}
-
 /// Packets a second of every node, from the counters in its reports.
 #[derive(Debug, Default)]
 pub struct Rates(HashMap<String, Rate>);
@@ -206,25 +187,5 @@ impl Rates {
     /// Packets a second of a node over its last two reports.
     pub fn of(&self, node_id: &str) -> u64 {
         self.0.get(node_id).map_or(0, |rate| rate.per_second)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_told_apart() {
-        let cases: &[(&[u8], &str)] = &[
-            (b"1700000000:alice", "1700000000:alice"),
-            ("J\u{fc}rgen".as_bytes(), "J\u{fc}rgen"),
-            (b"a\xffb\0\n", "a\\xffb\\x00\\x0a"),
-            (b"\\xff", "\\\\xff"),
-            ("it's \u{202e}evil".as_bytes(), "it's \\xe2\\x80\\xaeevil"),
-            (b"", ""),
-        ];
-        for (name, expected) in cases {
-            assert_eq!(escape(name), *expected);
-        }
     }
 }

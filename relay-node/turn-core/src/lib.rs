@@ -17,6 +17,7 @@
 //! | [`nonce`] | nonces that need no table |
 //! | [`record`] | the versioned allocation record: encode, decode, merge |
 //! | [`server`] | the TURN server |
+//! | [`text`] | names from the wire, for people |
 //! | [`client`] | a TURN client as a value, for probes and tests |
 
 pub mod address;
@@ -27,6 +28,7 @@ pub mod policy;
 pub mod record;
 pub mod server;
 pub mod settings;
+pub mod text;
 pub mod wire;
 
 pub use address::{

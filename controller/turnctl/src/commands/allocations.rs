@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use turn_core::text;
 use turnpike_proto::v1::admin_client::AdminClient;
 use turnpike_proto::v1::{Allocation, GetAllocationRequest, ListAllocationsRequest, RevokeAllocationRequest};
 
@@ -86,8 +87,8 @@ pub(crate) struct RevokeArgs {
 pub(crate) struct UserName(pub(crate) Vec<u8>);
 
 /// Reads a user name as `escape` shows it.
-pub(crate) fn user_name(text: &str) -> std::result::Result<UserName, String> {
-    units::unescape(text).map(UserName)
+pub(crate) fn user_name(written: &str) -> std::result::Result<UserName, String> {
+    text::unescape(written).map(UserName)
 }
 
 pub(crate) async fn run(args: &AllocationsArgs, connection: &ConnectionOptions, output: Output) -> Result {
@@ -225,7 +226,7 @@ impl From<Allocation> for AllocationView {
             node_id: allocation.node_id,
             region: allocation.region,
             relay_address: allocation.relay_address,
-            username: units::escape(&allocation.username),
+            username: text::escape(&allocation.username),
             transport: transport_name(allocation.transport),
             client: allocation.client,
             server: allocation.server,

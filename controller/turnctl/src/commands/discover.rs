@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use turn_core::text;
 use turnpike_proto::v1::steering_client::SteeringClient;
 use turnpike_proto::v1::{Credential, CredentialsRequest, DiscoverRequest, DiscoverResponse, Relay, Transport};
 
@@ -162,7 +163,7 @@ impl From<DiscoverResponse> for DiscoverView {
 impl From<Credential> for CredentialView {
     fn from(credential: Credential) -> Self {
         Self {
-            username: units::escape(&credential.username),
+            username: text::escape(&credential.username),
             password: credential.password,
             realm: credential.realm,
             ttl_seconds: credential.ttl_seconds,

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use tokio_stream::StreamExt as _;
+use turn_core::text;
 use turnpike_proto::v1::admin_client::AdminClient;
 use turnpike_proto::v1::{Event, EventKind, EventsRequest};
 
@@ -81,7 +82,7 @@ impl From<Event> for EventView {
             kind,
             node_id: event.node_id,
             region: event.region,
-            username: of_allocation.then(|| units::escape(&event.username)),
+            username: of_allocation.then(|| text::escape(&event.username)),
             allocation_id: of_allocation.then_some(event.allocation_id),
             detail: event.detail,
             at_ms: event.at,
