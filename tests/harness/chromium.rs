@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,15 @@ pub struct Page {
     told: mpsc::UnboundedReceiver<String>,
 }
 
+/// What a browser finds on its machine.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Home directory, with the database of trusted authorities; none for that of whoever runs the test.
+    pub home: Option<PathBuf>,
+    /// Addresses of host names.
+    pub hosts: Vec<(String, IpAddr)>,
+}
+
 /// Size and colours a page is looked at with.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
@@ -81,12 +91,27 @@ impl Browser {
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn launch(host: &Host, directory: &Path, name: &str) -> Result<Self> {
+        Self::launch_with(host, directory, name, &Surroundings::default()).await
+    }
+
+    /// The same, in these surroundings.
+    ///
+    /// # Errors
+    /// It is not installed or does not answer.
+    pub async fn launch_with(host: &Host, directory: &Path, name: &str, around: &Surroundings) -> Result<Self> {
         // Not among the logs that a failed test shows: Chromium complains at length of what this machine does not have.
         let log = directory.join(format!("{name}.chromium"));
         let profile = directory.join(format!("{name}.profile"));
         let mut command = Command::new("sh");
         // The protocol's pipes are descriptors 3 (in) and 4 (out).
         command.arg("-c").arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2").arg("chromium").args(FLAGS);
+        if let Some(home) = &around.home {
+            command.env("HOME", home);
+        }
+        if !around.hosts.is_empty() {
+            let rules: Vec<String> = around.hosts.iter().map(|(name, at)| format!("MAP {name} {at}")).collect();
+            command.arg(format!("--host-resolver-rules={}", rules.join(",")));
+        }
         command.arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(append_to(&log)?);
         let mut child = host.spawn(command)?;

@@ -94,6 +94,8 @@ pub struct RelayOptions {
     pub region: String,
     /// Worker threads.
     pub workers: u16,
+    /// Listeners besides UDP and TCP on [`TURN`], as schemes and ports: `("tls", 443)`.
+    pub listen: Vec<(&'static str, u16)>,
     /// More lines for its configuration.
     pub more: String,
 }
@@ -102,7 +104,7 @@ impl RelayOptions {
     /// A relay in this region with one worker.
     #[must_use]
     pub fn in_region(region: &str) -> Self {
-        Self { region: region.to_owned(), workers: 1, more: String::new() }
+        Self { region: region.to_owned(), workers: 1, listen: Vec::new(), more: String::new() }
     }
 }
 
@@ -186,7 +188,9 @@ impl Cluster {
         let mut text = String::new();
         writeln!(text, "node_id = \"{}\"\nregion = \"{}\"", relay.id, options.region)?;
         writeln!(text, "state_dir = {:?}", self.state_of(&relay.id))?;
-        writeln!(text, "listen = [\"udp://{at}\", \"tcp://{at}\"]", at = place.at(TURN))?;
+        let listeners = [("udp", TURN), ("tcp", TURN)].into_iter().chain(options.listen.iter().copied());
+        let listeners: Vec<String> = listeners.map(|(scheme, port)| format!("{scheme}://{}", place.at(port))).collect();
+        writeln!(text, "listen = {listeners:?}")?;
         writeln!(text, "relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"", ip = place.address)?;
         writeln!(text, "allow_loopback_peers = {}", place.address.is_loopback())?;
         writeln!(text, "workers = {}\nhttp = \"{}\"", options.workers, place.at(RELAY_HTTP))?;
@@ -349,6 +353,22 @@ impl Relay {
     /// It does not run.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.freeze(frozen)
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.id())
+    }
+
+    /// What it has logged so far.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn log(&self) -> Result<String> {
+        Ok(self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.output())
     }
 
     /// Where clients reach it.

@@ -12,6 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha1::Sha1;
 
+use crate::certificate::Pair;
 use crate::place::Place;
 use crate::process::Process;
 use crate::turn::Login;
@@ -21,6 +22,9 @@ use crate::wait::eventually;
 const SECRET: &str = "coturn-of-a-test";
 /// Realm of it.
 const REALM: &str = "coturn";
+
+/// Its port of TLS and DTLS.
+const TLS: u16 = 443;
 
 /// A running `turnserver`.
 pub struct Coturn {
@@ -34,17 +38,30 @@ impl Coturn {
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn start(place: &Place, directory: &Path) -> Result<Self> {
+        Self::launch(place, directory, None).await
+    }
+
+    /// The same, with TLS and DTLS on [`TLS`].
+    ///
+    /// # Errors
+    /// It is not installed or does not answer.
+    pub async fn start_secure(place: &Place, directory: &Path, certificate: &Pair) -> Result<Self> {
+        Self::launch(place, directory, Some(certificate)).await
+    }
+
+    async fn launch(place: &Place, directory: &Path, certificate: Option<&Pair>) -> Result<Self> {
         let address = place.address;
         let mut command = Command::new("turnserver");
-        command.args([
-            "-n",
-            "--no-cli",
-            "--no-tls",
-            "--no-dtls",
-            "--fingerprint",
-            "--use-auth-secret",
-            "--log-file=stdout",
-        ]);
+        match certificate {
+            Some(pair) => {
+                command.arg(format!("--cert={}", pair.certificate.display()));
+                command.arg(format!("--pkey={}", pair.key.display())).arg(format!("--tls-listening-port={TLS}"));
+            }
+            None => {
+                command.args(["--no-tls", "--no-dtls"]);
+            }
+        }
+        command.args(["-n", "--no-cli", "--fingerprint", "--use-auth-secret", "--log-file=stdout"]);
         command.args(["--allow-loopback-peers", "--no-software-attribute", "-m", "2"]);
         command.arg(format!("--static-auth-secret={SECRET}")).arg(format!("--realm={REALM}"));
         command.arg(format!("--listening-ip={address}")).arg(format!("--relay-ip={address}"));
@@ -67,6 +84,12 @@ impl Coturn {
         self.address
     }
 
+    /// Where clients reach it by TLS and DTLS.
+    #[must_use]
+    pub fn secure_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), TLS)
+    }
+
     /// Fresh credentials.
     ///
     /// # Errors
@@ -75,13 +98,16 @@ impl Coturn {
         rest_credentials(SECRET.as_bytes(), "test")
     }
 
-    /// `iceServers` with fresh credentials; `transport` is `udp` or `tcp`.
+    /// `iceServers` with fresh credentials; `transport` is `udp`, `tcp` or `tls`.
     ///
     /// # Errors
     /// The clock stands before 1970.
     pub fn ice_servers(&self, transport: &str) -> Result<Value> {
         let login = self.login()?;
-        let url = format!("turn:{}?transport={transport}", self.address);
+        let url = match transport {
+            "tls" => format!("turns:{}?transport=tcp", self.secure_address()),
+            plain => format!("turn:{}?transport={plain}", self.address),
+        };
         Ok(json!([{"urls": [url], "username": login.username, "credential": login.password}]))
     }
 }

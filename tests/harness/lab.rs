@@ -36,17 +36,35 @@ impl Client {
     /// # Errors
     /// nftables refuses.
     pub async fn block_udp(&self, blocked: bool) -> Result<()> {
+        self.firewall(if blocked { Some("meta l4proto udp drop") } else { None }).await
+    }
+
+    /// Lets nothing through its NAT but TCP to one address and port, flows that exist included.
+    ///
+    /// # Errors
+    /// nftables refuses.
+    pub async fn only_tcp_to(&self, server: SocketAddr) -> Result<()> {
+        let family = if server.is_ipv4() { "ip" } else { "ip6" };
+        let (address, port) = (server.ip(), server.port());
+        let rules = format!(
+            "{family} daddr {address} tcp dport {port} accept; add rule inet lab block {family} saddr {address} tcp sport {port} accept; \
+             add rule inet lab block drop"
+        );
+        self.firewall(Some(&rules)).await
+    }
+
+    /// Replaces the rules for what passes the NAT.
+    async fn firewall(&self, rules: Option<&str>) -> Result<()> {
         // `add` before `delete`: deleting what is not there is an error.
-        let rules = if blocked {
-            "add table inet lab; add chain inet lab block { type filter hook forward priority 5; }; flush chain inet lab block; \
-             add rule inet lab block meta l4proto udp drop"
-        } else {
-            "add table inet lab; delete table inet lab"
-        };
+        let mut text = "add table inet lab; delete table inet lab".to_owned();
+        if let Some(rules) = rules {
+            text += "; add table inet lab; add chain inet lab block { type filter hook forward priority 5; }; add rule inet lab block ";
+            text += rules;
+        }
         let mut command = tokio::process::Command::new("nft");
-        command.arg(rules);
+        command.arg(&text);
         let status = self.router.spawn_command(command)?.wait().await?;
-        ensure!(status.success(), "nft {rules}: {status}");
+        ensure!(status.success(), "nft {text}: {status}");
         Ok(())
     }
 }

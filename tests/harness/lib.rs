@@ -1,5 +1,6 @@
 //! What the cluster's tests stand on: real processes, a lab of NATs, a browser, an etcd, TURN clients.
 
+pub mod certificate;
 pub mod chromium;
 pub mod cluster;
 pub mod coturn;
@@ -10,6 +11,7 @@ pub mod picture;
 pub mod place;
 pub mod process;
 pub mod scenario;
+pub mod secure;
 pub mod traffic;
 pub mod turn;
 pub mod uclient;

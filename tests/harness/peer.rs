@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::chromium::{Browser, Page};
+use crate::chromium::{Browser, Page, Surroundings};
 use crate::process::Host;
 use crate::wait::eventually;
 
@@ -20,7 +20,7 @@ pub type IceServers = Value;
 pub struct Peer {
     // Dropped after the page.
     page: Page,
-    _browser: Browser,
+    browser: Browser,
 }
 
 /// What an end has seen so far.
@@ -70,12 +70,26 @@ impl Peer {
     /// # Errors
     /// Chromium does not start.
     pub async fn start(host: &Host, directory: &Path, name: &str) -> Result<Self> {
+        Self::start_with(host, directory, name, &Surroundings::default()).await
+    }
+
+    /// The same, with the browser in these surroundings.
+    ///
+    /// # Errors
+    /// Chromium does not start.
+    pub async fn start_with(host: &Host, directory: &Path, name: &str, around: &Surroundings) -> Result<Self> {
         // A file is a secure context, which the camera needs; a page from http://<public address> is none.
         let file = directory.join("peer.html");
         std::fs::write(&file, PAGE)?;
-        let browser = Browser::launch(host, directory, name).await?;
+        let browser = Browser::launch_with(host, directory, name, around).await?;
         let page = browser.open(&format!("file://{}", file.display())).await?;
-        Ok(Self { page, _browser: browser })
+        Ok(Self { page, browser })
+    }
+
+    /// The browser.
+    #[must_use]
+    pub fn browser(&self) -> &Browser {
+        &self.browser
     }
 
     /// The page.

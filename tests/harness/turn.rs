@@ -5,14 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio_rustls::client::TlsStream;
 use turn_core::Transport;
 use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::wire::ChannelNumber;
 use turn_core::wire::stream::{Frame, frame};
 
 use crate::process::Host;
+use crate::secure::{Dtls, Trust};
 
 /// Longest a request may take: the retransmissions of three seconds and a slow machine.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -39,6 +41,8 @@ pub struct TurnClient {
 enum Link {
     Udp(UdpSocket),
     Tcp { stream: TcpStream, buffer: Vec<u8> },
+    Tls { stream: Box<TlsStream<TcpStream>>, buffer: Vec<u8> },
+    Dtls(Box<Dtls>),
 }
 
 impl TurnClient {
@@ -69,10 +73,36 @@ impl TurnClient {
                     socket.bind((from, 0).into())?;
                     Link::Tcp { stream: socket.connect(server).await?, buffer: Vec::new() }
                 }
-                other => bail!("no client for {other:?} here"),
+                other => bail!("{other:?} needs somebody to trust: see open_secure"),
             })
         });
-        let link = link.await.with_context(|| format!("connect to {server}"))?;
+        Self::over(link.await.with_context(|| format!("connect to {server}"))?, transport, login)
+    }
+
+    /// A client that reaches the server by TLS or DTLS.
+    ///
+    /// # Errors
+    /// The server does not take the connection, or is not to be trusted.
+    pub async fn open_secure(
+        host: &Host,
+        from: IpAddr,
+        server: SocketAddr,
+        transport: Transport,
+        login: &Login,
+        trust: &Trust,
+    ) -> Result<Self> {
+        let trust = trust.clone();
+        let link = host.run(async move {
+            Ok(match transport {
+                Transport::Tls => Link::Tls { stream: Box::new(trust.tls(from, server).await?), buffer: Vec::new() },
+                Transport::Dtls => Link::Dtls(Box::new(trust.dtls(from, server).await?)),
+                other => bail!("{other:?} is not encrypted"),
+            })
+        });
+        Self::over(link.await.with_context(|| format!("connect to {server}"))?, transport, login)
+    }
+
+    fn over(link: Link, transport: Transport, login: &Login) -> Result<Self> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| anyhow!("{e}"))?;
         let core = Client::new(ClientConfig {
@@ -234,6 +264,11 @@ impl TurnClient {
                     }
                 }
                 Link::Tcp { stream, .. } => stream.write_all(&packet).await?,
+                Link::Tls { stream, .. } => {
+                    stream.write_all(&packet).await?;
+                    stream.flush().await?;
+                }
+                Link::Dtls(association) => association.send(&packet).await?,
             }
         }
         Ok(())
@@ -254,11 +289,16 @@ impl Link {
                     }
                 }
             }
+            Self::Dtls(association) => association.receive().await,
+            Self::Tls { stream, buffer } => loop {
+                if let Some(packet) = whole(buffer)? {
+                    return Ok(packet);
+                }
+                ensure!(stream.read_buf(buffer).await? > 0, "the server closed the connection");
+            },
             Self::Tcp { stream, buffer } => loop {
-                match frame(buffer) {
-                    Frame::Whole(length) => return Ok(buffer.drain(..length).collect()),
-                    Frame::Partial(_) => {}
-                    Frame::Invalid => bail!("the server sent neither STUN nor ChannelData"),
+                if let Some(packet) = whole(buffer)? {
+                    return Ok(packet);
                 }
                 stream.readable().await?;
                 match stream.try_read_buf(buffer) {
@@ -269,5 +309,14 @@ impl Link {
                 }
             },
         }
+    }
+}
+
+/// Takes the first frame out of what has come over a stream, if it is whole.
+fn whole(buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
+    match frame(buffer) {
+        Frame::Whole(length) => Ok(Some(buffer.drain(..length).collect())),
+        Frame::Partial(_) => Ok(None),
+        Frame::Invalid => bail!("the server sent neither STUN nor ChannelData"),
     }
 }

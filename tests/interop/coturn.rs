@@ -2,29 +2,42 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use harness::certificate::Authority;
+use harness::chromium::Surroundings;
 use harness::coturn::Coturn;
 use harness::lab::NatLab;
 use harness::peer::{Peer, connect};
 use harness::place::Place;
+use harness::secure::Trust;
 use harness::traffic::Pair;
 use harness::turn::TurnClient;
 use harness::uclient::{Load, Tally};
 use harness::{Host, run, run_within};
 use turn_core::Transport;
 
-/// Two browsers behind symmetric NATs meet through coturn, over UDP, and over TCP when UDP is blocked.
+/// Two browsers behind symmetric NATs meet through coturn: over UDP, over TCP when UDP is blocked, and over TLS when
+/// nothing but TCP to port 443 passes.
 #[test]
 fn browsers_meet_through_coturn() -> Result<()> {
     run_within(Duration::from_secs(180), async |test| {
         let lab = NatLab::start().await?;
         let server = lab.server("coturn").await?;
-        let coturn = Coturn::start(&server, test.path()).await?;
-        let mut alice = Peer::start(&lab.alice().host(), test.path(), "alice").await?;
-        let mut bob = Peer::start(&lab.bob().host(), test.path(), "bob").await?;
-        for transport in ["udp", "tcp"] {
-            lab.alice().block_udp(transport == "tcp").await?;
-            lab.bob().block_udp(transport == "tcp").await?;
+        let authority = Authority::new(test.path())?;
+        let certificate = authority.issue("coturn", &[], &[server.address])?;
+        let coturn = Coturn::start_secure(&server, test.path(), &certificate).await?;
+        let home = test.directory("home")?;
+        authority.trust_in(&home).await?;
+        let around = Surroundings { home: Some(home), ..Surroundings::default() };
+        let mut alice = Peer::start_with(&lab.alice().host(), test.path(), "alice", &around).await?;
+        let mut bob = Peer::start_with(&lab.bob().host(), test.path(), "bob", &around).await?;
+        for transport in ["udp", "tcp", "tls"] {
+            for client in [lab.alice(), lab.bob()] {
+                match transport {
+                    "tls" => client.only_tcp_to(coturn.secure_address()).await?,
+                    other => client.block_udp(other == "tcp").await?,
+                }
+            }
             let servers = coturn.ice_servers(transport)?;
             let took = connect((&mut alice, &servers), (&mut bob, &servers), Duration::from_secs(30)).await?;
             test.figure(&format!("coturn, {transport}: connect time"), format!("{took:?}"));
@@ -38,19 +51,20 @@ fn browsers_meet_through_coturn() -> Result<()> {
     })
 }
 
-/// Our client and coturn's load generator carry what they send, over UDP and TCP.
+/// Our client carries what it sends over every transport, coturn's load generator over UDP and TCP.
 #[test]
 fn clients_carry_packets_through_coturn() -> Result<()> {
     run(async |test| {
-        let coturn = Coturn::start(&Place::on_loopback(21), test.path()).await?;
+        let place = Place::on_loopback(21);
+        let authority = Authority::new(test.path())?;
+        let certificate = authority.issue("coturn", &[], &[place.address])?;
+        let coturn = Coturn::start_secure(&place, test.path(), &certificate).await?;
+        let trust = Trust::new(&authority, &place.address.to_string())?;
         let login = coturn.login()?;
         for transport in [Transport::Udp, Transport::Tcp] {
             let from = Place::on_loopback(100).address;
             let open = || TurnClient::open(&Host::Machine, from, coturn.address(), transport, &login);
-            let (mut first, mut second) = (open().await?, open().await?);
-            first.allocate().await?;
-            second.allocate().await?;
-            Pair::join(first, second).await?.exchange(50).await?;
+            joined(open().await?, open().await?).await?.exchange(50).await?;
             let load = Load {
                 server: coturn.address(),
                 username: login.username.clone(),
@@ -63,8 +77,21 @@ fn clients_carry_packets_through_coturn() -> Result<()> {
             let tally = load.run(&Host::Machine, Duration::from_secs(30)).await?;
             ensure!(tally == Tally { sent: 60, received: 60 }, "{transport:?}: {tally:?}");
         }
+        for transport in [Transport::Tls, Transport::Dtls] {
+            let from = Place::on_loopback(100).address;
+            let server = coturn.secure_address();
+            let open = || TurnClient::open_secure(&Host::Machine, from, server, transport, &login, &trust);
+            let mut pair = joined(open().await?, open().await?).await?;
+            pair.exchange(50).await.with_context(|| format!("{transport:?}"))?;
+        }
         Ok(())
     })
+}
+
+async fn joined(mut first: TurnClient, mut second: TurnClient) -> Result<Pair> {
+    first.allocate().await?;
+    second.allocate().await?;
+    Pair::join(first, second).await
 }
 
 /// The NATs of the lab are symmetric: one socket is seen under another port at each server.
