@@ -43,6 +43,9 @@ const DENIED_V4: [([u8; 4], u8); 9] = [
     ([240, 0, 0, 0], 4),
 ];
 
+const TEREDO: ([u16; 8], u8) = ([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
+const SIX_TO_FOUR: ([u16; 8], u8) = ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
+
 /// Built-in list: IPv6 networks, among them every form that carries an IPv4 address, whichever it is.
 const DENIED_V6: [([u16; 8], u8); 9] = [
     // `::`, `::1` and IPv4-compatible.
@@ -51,10 +54,8 @@ const DENIED_V6: [([u16; 8], u8); 9] = [
     ([0, 0, 0, 0, 0, 0xFFFF, 0, 0], 96),
     // NAT64.
     ([0x64, 0xFF9B, 0, 0, 0, 0, 0, 0], 96),
-    // Teredo.
-    ([0x2001, 0, 0, 0, 0, 0, 0, 0], 32),
-    // 6to4.
-    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16),
+    TEREDO,
+    SIX_TO_FOUR,
     ([0xFC00, 0, 0, 0, 0, 0, 0, 0], 7),
     ([0xFE80, 0, 0, 0, 0, 0, 0, 0], 10),
     // Site-local, deprecated.
@@ -81,6 +82,17 @@ fn in_v4(network: Ipv4Addr, prefix: u8, ip: Ipv4Addr) -> bool {
 fn in_v6(network: Ipv6Addr, prefix: u8, ip: Ipv6Addr) -> bool {
     let differing = network.to_bits() ^ ip.to_bits();
     differing.leading_zeros() >= u32::from(prefix).min(128)
+}
+
+/// Whether an address is one of Teredo or 6to4: a client that has one gets no allocation (RFC 8656 §21.4), because its
+/// packets could be made to go round through relays of the tunnel for ever.
+pub fn is_tunneled(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => {
+            [TEREDO, SIX_TO_FOUR].iter().any(|(network, prefix)| in_v6(Ipv6Addr::from(*network), *prefix, ip))
+        }
+    }
 }
 
 impl Policy {

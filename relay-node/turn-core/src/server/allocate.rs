@@ -15,7 +15,7 @@ use crate::wire::attribute::{
 };
 use crate::wire::error_code::AddressErrorCode;
 use crate::wire::{AttributeType, ErrorCode, Message};
-use crate::{AllocationId, Family, Limits, credential};
+use crate::{AllocationId, Family, Limits, credential, policy};
 
 /// RFC 8656 §6: the default lifetime of an allocation, in seconds.
 const DEFAULT_LIFETIME: u32 = 600;
@@ -62,6 +62,10 @@ impl Server {
             let again =
                 allocation.transaction_id == Some(message.transaction_id()) && *allocation.username == *user.name;
             return if again { Ok(self.allocated(slot, request, user)) } else { Err(ErrorCode::ALLOCATION_MISMATCH) };
+        }
+        // RFC 8656 §21.4: no allocation for a tunneled address.
+        if policy::is_tunneled(request.from.client.ip()) {
+            return Err(ErrorCode::FORBIDDEN);
         }
         match message.attribute() {
             Ok(Some(RequestedTransport(UDP))) => {}
