@@ -18,7 +18,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use turn_core::{AllocationId, FiveTuple, PeerAddr, Record, RelayedAddr, Transport, credential};
+use turn_core::{AllocationId, FiveTuple, PeerAddr, PeerTransport, Record, RelayedAddr, Transport, credential};
 use turnpike_proto::v1;
 use turnpike_proto::v1::admin_client::AdminClient;
 use turnpike_proto::v1::fleet_client::FleetClient;
@@ -393,6 +393,7 @@ fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
             server: SocketAddr::new(address.ip(), 3478),
         },
         relayed: vec![RelayedAddr { bound: address, advertised: address }],
+        peer_transport: PeerTransport::Udp,
         username: username.to_vec(),
         created_at: now,
         expires_at: now + 600_000,

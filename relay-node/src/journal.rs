@@ -305,7 +305,7 @@ fn put_entry(buffer: &mut Vec<u8>, change: &Change) {
 
 #[cfg(test)]
 mod tests {
-    use turn_core::{EndReason, FiveTuple, RelayedAddr, Transport};
+    use turn_core::{EndReason, FiveTuple, PeerTransport, RelayedAddr, Transport};
 
     use super::*;
 
@@ -324,6 +324,7 @@ mod tests {
                 bound: ([127, 0, 0, 1], 50_000).into(),
                 advertised: ([192, 0, 2, 9], 50_000).into(),
             }],
+            peer_transport: PeerTransport::Udp,
             username: b"alice".to_vec(),
             created_at: 1,
             expires_at: 2,

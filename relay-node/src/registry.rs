@@ -326,6 +326,8 @@ mod tests {
     use std::collections::HashSet;
     use std::net::UdpSocket;
 
+    use turn_core::PeerTransport;
+
     use super::*;
 
     fn registry<S>(ports: RangeInclusive<u16>, bounds: Bounds) -> Registry<S> {
@@ -335,7 +337,7 @@ mod tests {
     }
 
     fn any(family: Family, quota_key: &[u8]) -> BindRequest<'_> {
-        BindRequest { family, quota_key, port: PortRequest::Any }
+        BindRequest { family, transport: PeerTransport::Udp, quota_key, port: PortRequest::Any }
     }
 
     fn granted(_: SocketAddr) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use controller::{Controller, Session, Tunnel, rings, settings};
 use relay::{Relay, TurnClient, own_ip};
 use turn_core::client::Event;
-use turn_core::{AllocationId, FiveTuple, Record, RelayedAddr, Transport};
+use turn_core::{AllocationId, FiveTuple, PeerTransport, Record, RelayedAddr, Transport};
 use turnpike_proto::v1::controller_message::Body as Say;
 use turnpike_proto::v1::relay_message::Body as Hear;
 use turnpike_proto::v1::{self, RecordChange};
@@ -306,6 +306,7 @@ fn stored_record(ip: Ipv4Addr) -> Record {
             server: (ip, 3478).into(),
         },
         relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
+        peer_transport: PeerTransport::Udp,
         username: b"alice".to_vec(),
         created_at: now,
         expires_at: now + 600_000,

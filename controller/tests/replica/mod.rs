@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Status, Streaming};
-use turn_core::{AllocationId, FiveTuple, Key, KeyRing, Record, RelayedAddr, Transport};
+use turn_core::{AllocationId, FiveTuple, Key, KeyRing, PeerTransport, Record, RelayedAddr, Transport};
 use turnpike_proto::v1::controller_message::Body as Heard;
 use turnpike_proto::v1::fleet_client::FleetClient;
 use turnpike_proto::v1::fleet_server::FleetServer;
@@ -267,6 +267,7 @@ pub(crate) fn record(relay_address: IpAddr, epoch: u64, number: u32, sequence: u
             server: SocketAddr::new(relay_address, 3478),
         },
         relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
+        peer_transport: PeerTransport::Udp,
         username: format!("1700000000:user{}", number % 3).into_bytes(),
         created_at: now,
         expires_at: now + 600_000,

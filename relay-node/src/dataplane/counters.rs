@@ -27,7 +27,7 @@ pub(super) enum Loss {
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 20] = [
+const LABELS: [&str; 21] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -39,6 +39,7 @@ const LABELS: [&str; 20] = [
     "unexpected",
     "too_long",
     "not_ready",
+    "peer_connections",
     "other",
     "ring_full",
     "send_buffer",
@@ -49,7 +50,7 @@ const LABELS: [&str; 20] = [
     "restore_foreign",
     "restore_address",
 ];
-const OTHER: usize = 11;
+const OTHER: usize = 12;
 
 /// Direction of application data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -121,6 +122,7 @@ fn index(reason: DropReason) -> usize {
         DropReason::Unexpected => 8,
         DropReason::TooLong => 9,
         DropReason::NotReady => 10,
+        DropReason::PeerConnections => 11,
         _ => OTHER,
     }
 }
@@ -139,7 +141,9 @@ fn method_and_code(reply: &[u8]) -> Option<(&'static str, u16)> {
         Method::Refresh => "refresh",
         Method::CreatePermission => "create_permission",
         Method::ChannelBind => "channel_bind",
-        Method::Send | Method::Data | Method::Other(_) => "other",
+        Method::Connect => "connect",
+        Method::ConnectionBind => "connection_bind",
+        Method::ConnectionAttempt | Method::Send | Method::Data | Method::Other(_) => "other",
     };
     Some((method, code))
 }

@@ -11,7 +11,8 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 use turn_core::{
-    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, PeerAddr, RelayedAddr, Route, WorkerId,
+    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, PeerAddr, PeerTransport, RelayedAddr, Route,
+    WorkerId,
 };
 
 use super::RelayIp;
@@ -193,6 +194,9 @@ impl Relayed {
 
 impl Host for Relayed {
     fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
+        if request.transport == PeerTransport::Tcp {
+            return Err(BindError::NoPort);
+        }
         let (bound, socket) = self.registry.bind(request, open)?;
         self.keep(bound.relayed, socket).map_err(|error| {
             tracing::error!(%error, "cannot watch a relayed address");
@@ -240,7 +244,7 @@ pub(super) fn check(relay_ips: &[RelayIp]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use turn_core::PortRequest;
+    use turn_core::{PeerTransport, PortRequest};
 
     use super::*;
     use crate::registry::Bounds;
@@ -254,7 +258,7 @@ mod tests {
     }
 
     fn request(family: Family) -> BindRequest<'static> {
-        BindRequest { family, quota_key: b"u", port: PortRequest::Any }
+        BindRequest { family, transport: PeerTransport::Udp, quota_key: b"u", port: PortRequest::Any }
     }
 
     fn relayed(max_allocations: usize) -> anyhow::Result<(Relayed, Arc<Routes>)> {

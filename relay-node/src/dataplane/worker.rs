@@ -428,6 +428,7 @@ impl Worker {
                 Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
                 Output::Record(change) => self.record(change),
                 Output::Close(id) => self.close_soon(id),
+                Output::Pend { .. } | Output::Join { .. } | Output::ClosePeer(_) => {}
             }
         }
     }

@@ -23,6 +23,24 @@ impl Transport {
     }
 }
 
+/// Protocol between the relay and the peers of an allocation, as REQUESTED-TRANSPORT numbers it (RFC 8656 §18.8).
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[repr(u8)]
+pub enum PeerTransport {
+    /// A UDP allocation.
+    #[default]
+    Udp = 17,
+    /// A TCP allocation (RFC 6062): its relayed transport address accepts connections.
+    Tcp = 6,
+}
+
+impl PeerTransport {
+    /// The protocol of an IP protocol number.
+    pub fn of(number: u8) -> Option<Self> {
+        [Self::Udp, Self::Tcp].into_iter().find(|transport| *transport as u8 == number)
+    }
+}
+
 /// Address family as REQUESTED-ADDRESS-FAMILY writes it (RFC 8656 §18.7).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
@@ -61,6 +79,10 @@ pub struct ListenerId(pub u16);
 /// A stream connection, unique in the life of the process.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ConnectionId(pub u64);
+
+/// Names a peer data connection (RFC 6062 §6.2.1, CONNECTION-ID): unique on its node, and not to be guessed.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PeerConnectionId(pub u32);
 
 /// A worker thread of this relay, counted from 0.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

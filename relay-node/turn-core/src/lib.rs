@@ -32,12 +32,13 @@ pub mod text;
 pub mod wire;
 
 pub use address::{
-    ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, RelayedAddr, Transport, WorkerId,
+    ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
+    RelayedAddr, Transport, WorkerId,
 };
 pub use policy::Policy;
 pub use record::{AllocationId, Change, EndReason, Record};
 pub use server::{
-    BindError, BindRequest, Bound, DropReason, Head, Host, Input, IpMeta, Now, Out, Output, PortRequest, Route, Server,
-    Verdict,
+    BindError, BindRequest, Bound, ClaimError, ConnectError, DropReason, Head, Host, Input, IpMeta, Now, Out, Output,
+    PeerEvent, PortRequest, Route, Server, Verdict,
 };
 pub use settings::{Features, Key, KeyRing, Limits, Settings, StaticUser};

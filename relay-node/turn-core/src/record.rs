@@ -10,7 +10,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use crate::{FiveTuple, Key, KeyRing, PeerAddr, RelayedAddr, Transport};
+use crate::{FiveTuple, Key, KeyRing, PeerAddr, PeerTransport, RelayedAddr, Transport};
 
 /// A ULID: 48 bits of Unix milliseconds, 80 random bits, big endian. Sorts by creation.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -31,6 +31,8 @@ pub struct Record {
     pub five_tuple: FiveTuple,
     /// Relayed addresses, one per family; one today (RFC 8656 §7.2 dual allocations later).
     pub relayed: Vec<RelayedAddr>,
+    /// How it talks to its peers. A TCP allocation ends with its process (RFC 6062 §5.5): its record restores nothing.
+    pub peer_transport: PeerTransport,
     /// USERNAME of the Allocate, opaque bytes.
     pub username: Vec<u8>,
     /// Unix ms.
@@ -108,6 +110,8 @@ mod tag {
     pub(super) const CHANNELS: u8 = 11;
     /// Makes it a tombstone.
     pub(super) const ENDED: u8 = 12;
+    /// REQUESTED-TRANSPORT's number; not there for UDP.
+    pub(super) const PEER_TRANSPORT: u8 = 13;
     pub(super) const SEAL: u8 = 255;
 }
 
@@ -131,6 +135,9 @@ impl Record {
             write_address(out, relayed.bound);
             write_address(out, relayed.advertised);
         });
+        if self.peer_transport != PeerTransport::Udp {
+            writer.section(tag::PEER_TRANSPORT, |out| out.push(self.peer_transport as u8));
+        }
         // A request's USERNAME has at most 508 bytes; what no request can have brought is cut.
         let username = &self.username[..self.username.len().min(usize::from(u16::MAX))];
         writer.section(tag::USERNAME, |out| out.extend(username));
@@ -294,6 +301,7 @@ struct Sections {
     id: Option<AllocationId>,
     five_tuple: Option<FiveTuple>,
     relayed: Vec<RelayedAddr>,
+    peer_transport: PeerTransport,
     username: Option<Vec<u8>>,
     created_at: Option<u64>,
     expires_at: Option<u64>,
@@ -328,6 +336,7 @@ impl Sections {
                 tag::CHANNELS => value.list(&mut sections.channels, |value| {
                     Some((value.u16()?, PeerAddr::new(value.address()?), value.u64()?))
                 })?,
+                tag::PEER_TRANSPORT => sections.peer_transport = PeerTransport::of(value.u8()?)?,
                 tag::ENDED => sections.ended = Some(end_reason(value.u8()?)?),
                 // The seal, and what a newer writer added.
                 _ => continue,
@@ -354,6 +363,7 @@ impl Sections {
             id,
             five_tuple: self.five_tuple?,
             relayed: self.relayed,
+            peer_transport: self.peer_transport,
             username: self.username?,
             created_at: self.created_at?,
             expires_at: self.expires_at?,

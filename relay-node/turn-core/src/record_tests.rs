@@ -23,6 +23,7 @@ fn record() -> Record {
             server: address("198.51.100.7:3478"),
         },
         relayed: vec![RelayedAddr { bound: address("10.0.0.5:50000"), advertised: address("198.51.100.7:50000") }],
+        peer_transport: PeerTransport::Udp,
         username: b"1700086400:alice@example.org".to_vec(),
         created_at: 1_700_000_000_123,
         expires_at: 1_700_000_600_123,
@@ -49,7 +50,10 @@ fn what_is_sealed_is_opened() {
     ipv6.username = b"\0%/\n\xFF".to_vec();
     ipv6.permissions.clear();
     ipv6.channels.clear();
-    for record in [record(), ipv6] {
+    let mut tcp = record();
+    tcp.five_tuple.transport = Transport::Tcp;
+    tcp.peer_transport = PeerTransport::Tcp;
+    for record in [record(), ipv6, tcp] {
         for keys in [ring(&[]), ring(&[1]), ring(&[9, 1])] {
             assert_eq!(Record::open(&record.seal(&keys), &keys), Ok(record.clone()));
         }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
-use turn_core::{FiveTuple, RelayedAddr, Transport};
+use turn_core::{FiveTuple, PeerTransport, RelayedAddr, Transport};
 
 use super::*;
 
@@ -18,6 +18,7 @@ fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
         id: AllocationId([n; 16]),
         five_tuple: FiveTuple { transport: Transport::Udp, client: address(5000), server: address(3478) },
         relayed: vec![RelayedAddr { bound: address(50_000), advertised: address(50_000) }],
+        peer_transport: PeerTransport::Udp,
         username: b"alice".to_vec(),
         created_at: 0,
         expires_at,

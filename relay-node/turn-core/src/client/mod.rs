@@ -3,6 +3,9 @@
 //! After every call, drain [`Client::poll_transmit`] and [`Client::poll_event`], then arm [`Client::poll_timeout`].
 //! It retransmits (RFC 8489 §6.2.1), authenticates (RFC 8489 §9.2), follows one 438 per request, and keeps its
 //! allocation, permissions and channels alive until it is told to stop.
+//!
+//! A TCP allocation (RFC 6062) takes a client for its control connection, and one more for each data connection, which
+//! makes a ConnectionBind there and has done its work with [`Event::ConnectionBound`]: what comes behind is the peer's.
 
 mod transaction;
 
@@ -20,7 +23,7 @@ use crate::wire::attribute::{
     XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use crate::wire::{ChannelData, ChannelNumber, Class, ErrorCode, Kind, Message, MessageWriter, Method, kind};
-use crate::{Family, Transport};
+use crate::{Family, PeerConnectionId, PeerTransport, Transport};
 use transaction::{Expiry, Transactions};
 
 /// Permissions and channels are renewed this often: as browsers do, well inside 300 s (RFC 8656 §9).
@@ -65,6 +68,12 @@ pub enum Event {
     Permitted(Vec<IpAddr>),
     /// The channel is bound.
     ChannelBound(ChannelNumber, SocketAddr),
+    /// The server has a connection to this peer, to be claimed on another connection (RFC 6062 §4.3).
+    Connected(SocketAddr, PeerConnectionId),
+    /// A peer has connected to the relayed address; to be claimed as after [`Event::Connected`] (RFC 6062 §4.4).
+    ConnectionAttempt(SocketAddr, PeerConnectionId),
+    /// What comes on this connection from here on is the peer's (RFC 6062 §4.5).
+    ConnectionBound(PeerConnectionId),
     /// A request failed for good.
     Failed(Method, Failure),
     /// Application data from a peer: a range of the packet handed in.
@@ -89,20 +98,24 @@ pub enum Failure {
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Binding,
-    Allocate,
+    Allocate(PeerTransport),
     Refresh(u32),
     CreatePermission(Vec<IpAddr>),
     ChannelBind(ChannelNumber, SocketAddr),
+    Connect(SocketAddr),
+    ConnectionBind(PeerConnectionId),
 }
 
 impl Request {
     fn method(&self) -> Method {
         match self {
             Self::Binding => Method::Binding,
-            Self::Allocate => Method::Allocate,
+            Self::Allocate(_) => Method::Allocate,
             Self::Refresh(_) => Method::Refresh,
             Self::CreatePermission(_) => Method::CreatePermission,
             Self::ChannelBind(..) => Method::ChannelBind,
+            Self::Connect(_) => Method::Connect,
+            Self::ConnectionBind(_) => Method::ConnectionBind,
         }
     }
 }
@@ -153,7 +166,22 @@ impl Client {
 
     /// Asks for an allocation (RFC 8656 §7).
     pub fn allocate(&mut self, now: Instant) {
-        self.request(now, Request::Allocate);
+        self.request(now, Request::Allocate(PeerTransport::Udp));
+    }
+
+    /// Asks for a TCP allocation, on a stream (RFC 6062 §4.1).
+    pub fn allocate_tcp(&mut self, now: Instant) {
+        self.request(now, Request::Allocate(PeerTransport::Tcp));
+    }
+
+    /// Asks for a connection from the TCP allocation to a peer (RFC 6062 §4.3).
+    pub fn connect(&mut self, now: Instant, peer: SocketAddr) {
+        self.request(now, Request::Connect(peer));
+    }
+
+    /// Claims a peer data connection for the connection this client speaks on, which has no allocation (RFC 6062 §4.3).
+    pub fn connection_bind(&mut self, now: Instant, connection: PeerConnectionId) {
+        self.request(now, Request::ConnectionBind(connection));
     }
 
     /// Asks for another lifetime in seconds; 0 ends the allocation (RFC 8656 §8).
@@ -203,6 +231,7 @@ impl Client {
                 let Ok(message) = Message::parse(packet) else { return };
                 match (message.class(), message.method()) {
                     (Class::Indication, Method::Data) => self.on_data(&message),
+                    (Class::Indication, Method::ConnectionAttempt) => self.on_connection_attempt(&message),
                     (Class::Success | Class::Error, _) => self.on_response(now, &message),
                     _ => {}
                 }
@@ -266,9 +295,8 @@ impl Client {
         let mut writer = MessageWriter::new(&mut buffer, Class::Request, request.method(), id);
         match request {
             Request::Binding => {}
-            Request::Allocate => {
-                // RFC 8656 §7.1: 17 is UDP, the one transport towards peers.
-                writer.attribute(&RequestedTransport(17));
+            Request::Allocate(transport) => {
+                writer.attribute(&RequestedTransport(*transport as u8));
                 if let Some(lifetime) = self.config.lifetime {
                     writer.attribute(&Lifetime(lifetime));
                 }
@@ -286,6 +314,12 @@ impl Client {
             }
             Request::ChannelBind(channel, peer) => {
                 writer.attribute(&attribute::ChannelNumber(channel.get())).attribute(&XorPeerAddress(*peer));
+            }
+            Request::Connect(peer) => {
+                writer.attribute(&XorPeerAddress(*peer));
+            }
+            Request::ConnectionBind(PeerConnectionId(id)) => {
+                writer.attribute(&attribute::ConnectionId(*id));
             }
         }
         if let Some(challenge) = self.challenge.as_ref().filter(|_| !matches!(request, Request::Binding)) {
@@ -325,6 +359,14 @@ impl Client {
         let peer = message.attribute::<XorPeerAddress>().ok().flatten();
         if let (Some(XorPeerAddress(peer)), Some(range)) = (peer, message.range(AttributeType::DATA)) {
             self.events.push_back(Event::Data(peer, range));
+        }
+    }
+
+    fn on_connection_attempt(&mut self, message: &Message<'_>) {
+        let peer = message.attribute::<XorPeerAddress>().ok().flatten();
+        let id = message.attribute::<attribute::ConnectionId>().ok().flatten();
+        if let (Some(XorPeerAddress(peer)), Some(attribute::ConnectionId(id))) = (peer, id) {
+            self.events.push_back(Event::ConnectionAttempt(peer, PeerConnectionId(id)));
         }
     }
 
@@ -371,7 +413,7 @@ impl Client {
         let event = match (&request, mapped, relayed, lifetime) {
             (Request::Binding, Some(XorMappedAddress(mapped)), ..) => Event::Reflexive(mapped),
             (
-                Request::Allocate,
+                Request::Allocate(_),
                 Some(XorMappedAddress(mapped)),
                 Some(XorRelayedAddress(relayed)),
                 Some(Lifetime(lifetime)),
@@ -391,6 +433,11 @@ impl Client {
                 self.channels.insert(*channel, *peer);
                 Event::ChannelBound(*channel, *peer)
             }
+            (Request::Connect(peer), ..) => match message.attribute() {
+                Ok(Some(attribute::ConnectionId(id))) => Event::Connected(*peer, PeerConnectionId(id)),
+                _ => return self.fail(&request, Failure::Invalid),
+            },
+            (Request::ConnectionBind(id), ..) => Event::ConnectionBound(*id),
             _ => return self.fail(&request, Failure::Invalid),
         };
         self.events.push_back(event);

@@ -19,8 +19,6 @@ use crate::{AllocationId, Family, Limits, credential, policy};
 
 /// RFC 8656 §6: the default lifetime of an allocation, in seconds.
 const DEFAULT_LIFETIME: u32 = 600;
-/// RFC 8656 §18.8: the IP protocol number of UDP.
-const UDP: u8 = 17;
 
 /// RFC 8656 §7.2 and §8.2: the proposed lifetime up to the maximum, but not below the default.
 pub(super) fn lifetime(proposed: Option<Lifetime>, limits: &Limits) -> Duration {
@@ -67,11 +65,10 @@ impl Server {
         if policy::is_tunneled(request.from.client.ip()) {
             return Err(ErrorCode::FORBIDDEN);
         }
-        match message.attribute() {
-            Ok(Some(RequestedTransport(UDP))) => {}
-            Ok(Some(RequestedTransport(_))) => return Err(ErrorCode::UNSUPPORTED_TRANSPORT_PROTOCOL),
+        let transport = match message.attribute() {
+            Ok(Some(RequestedTransport(number))) => self.peer_transport(request, number)?,
             Ok(None) | Err(_) => return Err(ErrorCode::BAD_REQUEST),
-        }
+        };
         let requested: Option<RequestedAddressFamily> = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
         // Comprehension-optional: understood so far that what the RFC calls bad is bad, and the rest is refused in the
         // success answer.
@@ -96,7 +93,7 @@ impl Server {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }
         let quota_key = credential::quota_key(user.name);
-        let bound = host.bind(BindRequest { family, quota_key, port }).map_err(|error| match error {
+        let bound = host.bind(BindRequest { family, transport, quota_key, port }).map_err(|error| match error {
             BindError::FamilyUnsupported => ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED,
             BindError::QuotaReached => ErrorCode::ALLOCATION_QUOTA_REACHED,
             BindError::NoPort => ErrorCode::INSUFFICIENT_CAPACITY,
@@ -111,6 +108,7 @@ impl Server {
                 five_tuple: request.from,
                 path: request.path,
                 relayed: bound.relayed,
+                peer_transport: transport,
                 username: user.name.into(),
                 created_at: request.now.wall,
                 deadline: request.now.mono + lifetime(proposed, &self.settings.limits),
@@ -190,12 +188,12 @@ mod tests {
             ("no REQUESTED-TRANSPORT", |_| {}, 400),
             ("REQUESTED-TRANSPORT of 1 byte", |w| w.raw(0x0019, &[17]), 400),
             ("empty REQUESTED-TRANSPORT", |w| w.raw(0x0019, &[]), 400),
-            ("TCP", |w| w.raw(0x0019, &[6, 0, 0, 0]), 442),
+            ("TCP over UDP", |w| w.raw(0x0019, &[6, 0, 0, 0]), 400),
             ("protocol 0", |w| w.raw(0x0019, &[0, 0, 0, 0]), 442),
             (
                 "the first counts",
                 |w| {
-                    w.raw(0x0019, &[6, 0, 0, 0]);
+                    w.raw(0x0019, &[1, 0, 0, 0]);
                     udp(w);
                 },
                 442,

@@ -7,7 +7,7 @@ use super::{Server, Verdict};
 use crate::credential::{self, LongTermKey};
 use crate::nonce::{self, Freshness};
 use crate::wire::attribute::{Nonce, Realm, Username};
-use crate::wire::{AttributeType, ErrorCode};
+use crate::wire::{AttributeType, ErrorCode, Method};
 
 /// RFC 8489 §14.3: fewer than 509 bytes.
 const MAX_USERNAME: usize = 508;
@@ -65,8 +65,9 @@ impl Server {
         }
 
         let unix_seconds = request.now.wall / 1000;
-        let holder =
-            self.table.by_five_tuple(&request.from).is_some_and(|slot| *self.table.get(slot).username == *name);
+        // A ConnectionBind claims what its user's allocation has, on a five-tuple of its own (RFC 6062 §4.3).
+        let holder = message.method() == Method::ConnectionBind
+            || self.table.by_five_tuple(&request.from).is_some_and(|slot| *self.table.get(slot).username == *name);
         let mut keys = if holder {
             credential::candidate_keys_of_holder(settings, name)
         } else {
@@ -117,8 +118,8 @@ impl Server {
 mod tests {
     use super::super::lab::{Credentials, Lab, NOW, SECRET, USER, addr, udp};
     use super::*;
+    use crate::wire::Class;
     use crate::wire::attribute::Software;
-    use crate::wire::{Class, Method};
     use crate::{DropReason, Key};
 
     #[test]

@@ -112,6 +112,10 @@ impl Server {
             _ => return Err(ErrorCode::BAD_REQUEST),
         };
         let allocation = self.table.get_mut(slot);
+        // RFC 6062 §4.5: data of a TCP allocation goes by its data connections.
+        if allocation.peer_connections().is_some() {
+            return Err(ErrorCode::FORBIDDEN);
+        }
         let peer = PeerAddr::new(address);
         let now = request.now.mono;
         allocation.channels.purge(now);

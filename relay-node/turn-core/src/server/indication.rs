@@ -28,6 +28,10 @@ impl Server {
         let Some(allocation) = self.live(now, from) else {
             return Verdict::Drop(DropReason::NoAllocation);
         };
+        // RFC 6062 §4.5: data of a TCP allocation goes by its data connections.
+        if allocation.peer_connections().is_some() {
+            return Verdict::Drop(DropReason::Unexpected);
+        }
         // As written, not canonical: an IPv4-mapped address is of no IPv4 allocation's family and in no policy.
         if Family::of(address.ip()) != allocation.relayed().family() {
             return Verdict::Drop(DropReason::FamilyMismatch);

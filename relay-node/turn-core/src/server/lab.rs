@@ -43,6 +43,10 @@ pub(super) struct FakeHost {
     /// The port held under [`TOKEN`].
     reserved: Option<u16>,
     routes: HashMap<SocketAddr, Route>,
+    /// What [`Host::connect`] was asked for; the connection's name is 1 more than the index.
+    pub(super) connects: Vec<(RelayedAddr, PeerAddr)>,
+    pub(super) refuse_connect: Option<ConnectError>,
+    pub(super) pending: HashMap<PeerConnectionId, Vec<u8>>,
 }
 
 impl FakeHost {
@@ -82,6 +86,25 @@ impl Host for FakeHost {
         let relayed =
             RelayedAddr { bound: SocketAddr::new(bound, port), advertised: SocketAddr::new(advertised, port) };
         Ok(Bound { relayed, reservation })
+    }
+
+    fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
+        if let Some(error) = self.refuse_connect {
+            return Err(error);
+        }
+        self.connects.push((relayed, to));
+        Ok(PeerConnectionId(u32::try_from(self.connects.len()).expect("few")))
+    }
+
+    fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
+        match self.pending.get(&connection) {
+            None => Err(ClaimError::Unknown),
+            Some(owner) if owner != username => Err(ClaimError::OtherUser),
+            Some(_) => {
+                self.pending.remove(&connection);
+                Ok(())
+            }
+        }
     }
 
     fn route(&self, to: PeerAddr) -> Route {

@@ -6,9 +6,13 @@ use std::time::{Duration, Instant};
 use super::channel::{CHANNEL_LIFETIME, Channel};
 use super::permission::PERMISSION_LIFETIME;
 use super::table::{Allocation, Beginning, Slot};
+use super::tcp::PeerConnections;
 use super::{Now, Output, Server};
 use crate::wire::ChannelNumber;
-use crate::{AllocationId, Change, ConnectionId, EndReason, Family, Path, Record, RelayedAddr, Settings, credential};
+use crate::{
+    AllocationId, Change, ConnectionId, EndReason, Family, Path, PeerTransport, Record, RelayedAddr, Settings,
+    credential,
+};
 
 impl Server {
     /// Notes a change of an allocation for journal and store.
@@ -31,6 +35,7 @@ impl Server {
             id: allocation.id,
             five_tuple: allocation.five_tuple(),
             relayed: vec![allocation.relayed()],
+            peer_transport: allocation.peer_transport(),
             username: allocation.username.to_vec(),
             created_at: allocation.created_at,
             expires_at: wall(allocation.deadline(), now),
@@ -50,6 +55,9 @@ impl Server {
             sequence: allocation.sequence + 1,
             reason,
         }));
+        // RFC 6062 §5.5: its data connections end with it.
+        let connections = allocation.peer_connections().into_iter().flat_map(PeerConnections::ids);
+        self.outputs.extend(connections.map(Output::ClosePeer));
         self.release(allocation.relayed(), &allocation.username);
     }
 
@@ -104,6 +112,7 @@ impl Server {
             if channels || permissions {
                 self.record(slot, now);
             }
+            self.enforce_on_peer_connections(now, slot);
         }
     }
 
@@ -114,7 +123,10 @@ impl Server {
         let held = self.table.by_id(record.id);
         if let Some(slot) = held {
             let allocation = self.table.get(slot);
-            if !record.supersedes(allocation.epoch, allocation.sequence) {
+            // RFC 6062: the connections of a TCP allocation are in this process, which nobody knows better.
+            if allocation.peer_transport() == PeerTransport::Tcp
+                || !record.supersedes(allocation.epoch, allocation.sequence)
+            {
                 return;
             }
             // Its names and its address stay: the same allocation, as of later.
@@ -122,7 +134,9 @@ impl Server {
         }
         let reason = if record.expires_at <= now.wall {
             Some(EndReason::Expired)
-        } else if record.five_tuple.transport.is_stream() != matches!(path, Path::Connection(_)) {
+        } else if record.five_tuple.transport.is_stream() != matches!(path, Path::Connection(_))
+            || record.peer_transport == PeerTransport::Tcp
+        {
             Some(EndReason::Closed)
         } else {
             None
@@ -166,6 +180,7 @@ impl Server {
             five_tuple: record.five_tuple,
             path,
             relayed,
+            peer_transport: record.peer_transport,
             username: record.username.as_slice().into(),
             created_at: record.created_at,
             deadline: mono(record.expires_at, now, lifetime),

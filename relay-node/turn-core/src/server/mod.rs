@@ -6,6 +6,7 @@
 //! | `reply` | requests and their answers |
 //! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
 //! | `relay` | packets between client and peers |
+//! | `tcp` | TCP allocations (RFC 6062): Connect, ConnectionBind, ConnectionAttempt |
 //! | `lifecycle` | records, restore, ends, new settings |
 //! | `table`, `timer` | the allocations and their indexes |
 
@@ -22,6 +23,7 @@ mod refresh;
 mod relay;
 mod reply;
 mod table;
+mod tcp;
 mod timer;
 
 use std::collections::VecDeque;
@@ -39,8 +41,8 @@ use self::table::Table;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
-    AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, Record, RelayedAddr, Settings,
-    WorkerId,
+    AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
+    Record, RelayedAddr, Settings, WorkerId,
 };
 
 /// Both clocks, read by the caller.
@@ -101,6 +103,15 @@ pub enum Input<'a> {
         /// ICMP code.
         code: u8,
     },
+    /// Something happened to a connection between a TCP allocation and a peer (RFC 6062 §5).
+    PeerConnection {
+        /// The relayed address it is of.
+        relayed: RelayedAddr,
+        /// Its name.
+        connection: PeerConnectionId,
+        /// What happened.
+        event: PeerEvent,
+    },
     /// From journal or store, newest (epoch, sequence) already chosen; its addresses are bound.
     ///
     /// It is served at once, without a new [`Output::Record`]. A record that has expired, or whose stream or five-tuple
@@ -124,6 +135,22 @@ pub enum Input<'a> {
     KernelActivity(RelayedAddr),
     /// The instant of [`Server::poll_timeout`] has come.
     Timeout,
+}
+
+/// What happened to a peer data connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PeerEvent {
+    /// A peer connected to the relayed address, under a name that is new (RFC 6062 §5.3).
+    /// [`Output::Pend`] or [`Output::ClosePeer`] follows.
+    Arrived(PeerAddr),
+    /// What [`Host::connect`] had begun is there (RFC 6062 §5.2).
+    Connected,
+    /// What [`Host::connect`] had begun came to nothing; the host has forgotten it.
+    Failed,
+    /// A ConnectionBind, on whichever worker, has claimed it (RFC 6062 §5.4).
+    Bound,
+    /// It, or the client data connection bound to it, has closed (RFC 6062 §5.5); the host has forgotten it.
+    Closed,
 }
 
 /// Where a packet goes.
@@ -223,6 +250,25 @@ pub enum Output {
     Record(Change),
     /// The connection's allocation was revoked or broken: close it.
     Close(ConnectionId),
+    /// This peer data connection waits for a ConnectionBind of this user from now on; what the peer sends meanwhile is
+    /// kept (RFC 6062 §5.2, §5.3).
+    Pend {
+        /// Its name.
+        connection: PeerConnectionId,
+        /// Who may claim it with [`Host::claim`].
+        username: Box<[u8]>,
+    },
+    /// Once the answer has left, `connection` carries no TURN any more: what comes on it, beginning behind the request,
+    /// goes to the peer as it is and back (RFC 6062 §5.4). `peer` was claimed by [`Host::claim`].
+    Join {
+        /// The client data connection.
+        connection: ConnectionId,
+        /// The peer data connection.
+        peer: PeerConnectionId,
+    },
+    /// This peer data connection ends, whatever it is at, and with it the client data connection that was bound to it
+    /// (RFC 6062 §5.5). One that is not known any more has ended already.
+    ClosePeer(PeerConnectionId),
 }
 
 /// What a server needs from the process around it. `bind` is the slow path, `route` runs per packet.
@@ -233,6 +279,26 @@ pub trait Host {
     /// See [`BindError`]; nothing is held then.
     fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError>;
 
+    /// Begins a connection from the relayed address of a TCP allocation to a peer (RFC 6062 §5.2), under a name that is
+    /// new. [`PeerEvent::Connected`] or [`PeerEvent::Failed`] follows, unless [`Output::ClosePeer`] comes first.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; nothing was begun then.
+    fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
+        let _ = (relayed, to);
+        Err(ConnectError::Failed)
+    }
+
+    /// Takes a pending connection for a client data connection (RFC 6062 §5.4). [`Output::Join`] follows;
+    /// [`PeerEvent::Bound`] goes to the server that has the allocation.
+    ///
+    /// # Errors
+    /// See [`ClaimError`]; nothing was taken then.
+    fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
+        let _ = (connection, username);
+        Err(ClaimError::Unknown)
+    }
+
     /// Whether an address belongs to this node, to another member or to the internet. Never blocks, never allocates.
     fn route(&self, to: PeerAddr) -> Route;
 }
@@ -242,6 +308,8 @@ pub trait Host {
 pub struct BindRequest<'a> {
     /// Wanted family.
     pub family: Family,
+    /// Wanted protocol. A TCP relayed address accepts connections once it is bound (RFC 6062 §5.1).
+    pub transport: PeerTransport,
     /// Who is counted: the part of an ephemeral user name after its colon, else the whole name.
     pub quota_key: &'a [u8],
     /// Wanted port.
@@ -284,6 +352,31 @@ pub enum BindError {
     NoPort,
 }
 
+/// Why no connection to a peer was begun.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ConnectError {
+    /// 403: an address of this cluster that is no relayed one.
+    #[error("the peer is an address of this cluster that relays nothing")]
+    Forbidden,
+    /// 447.
+    #[error("the system refuses the connection")]
+    Failed,
+    /// 508.
+    #[error("this relay has as many connections to peers as allowed")]
+    NoRoom,
+}
+
+/// Why a pending connection was not claimed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ClaimError {
+    /// 400: no pending connection has the name, or it is bound already.
+    #[error("no such connection is pending")]
+    Unknown,
+    /// 441: it is pending for somebody else.
+    #[error("the connection is another user's")]
+    OtherUser,
+}
+
 /// Who owns a peer's transport address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route {
@@ -323,6 +416,8 @@ pub enum DropReason {
     NotReady,
     /// Longer than the next hop can carry.
     TooLong,
+    /// The allocation has as many connections to peers as allowed (RFC 6062).
+    PeerConnections,
 }
 
 /// The TURN server of one worker: owns the allocations whose clients hash to it.
@@ -375,7 +470,13 @@ impl Server {
             Input::Configure(settings) => self.configure(now, settings),
             Input::Own { epoch } => self.epoch = epoch,
             Input::Revoke(id) => self.revoke(id),
-            Input::Timeout => self.expire(now),
+            Input::PeerConnection { relayed, connection, event } => {
+                return self.on_peer_connection(now, &relayed, connection, event);
+            }
+            Input::Timeout => {
+                self.expire(now);
+                return self.expire_peer_connections(now);
+            }
             // TURN has no traffic timer: only requests refresh (RFC 8656 §6, §11.2, §12.6). ICMP is not relayed yet.
             Input::KernelActivity(_) | Input::Icmp { .. } => {}
         }
@@ -415,7 +516,13 @@ impl Server {
         match request.message.method() {
             Method::Binding => return self.binding(&request),
             Method::Allocate | Method::Refresh | Method::CreatePermission | Method::ChannelBind => {}
-            Method::Send | Method::Data | Method::Other(_) => return Verdict::Drop(DropReason::Unexpected),
+            Method::Connect | Method::ConnectionBind if self.settings.features.tcp_allocations => {}
+            Method::Connect
+            | Method::ConnectionBind
+            | Method::ConnectionAttempt
+            | Method::Send
+            | Method::Data
+            | Method::Other(_) => return Verdict::Drop(DropReason::Unexpected),
         }
         if !self.can_authenticate() {
             return Verdict::Drop(DropReason::NotReady);
@@ -441,7 +548,9 @@ impl Server {
             Method::Refresh => self.refresh(request, user),
             Method::CreatePermission => self.create_permission(request, user),
             Method::ChannelBind => self.channel_bind(request, user, host),
-            Method::Binding | Method::Send | Method::Data | Method::Other(_) => {
+            Method::Connect => self.connect(request, user, host),
+            Method::ConnectionBind => self.connection_bind(request, user, host),
+            Method::Binding | Method::ConnectionAttempt | Method::Send | Method::Data | Method::Other(_) => {
                 Ok(Verdict::Drop(DropReason::Unexpected))
             }
         }

@@ -67,7 +67,7 @@ impl Server {
             return Verdict::Drop(DropReason::NoAllocation);
         };
         let allocation = self.table.get(slot);
-        if allocation.deadline() <= now.mono {
+        if allocation.deadline() <= now.mono || allocation.peer_connections().is_some() {
             return Verdict::Drop(DropReason::NoAllocation);
         }
         // RFC 8656 §9: only the IP is compared.

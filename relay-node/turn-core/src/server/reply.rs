@@ -5,7 +5,9 @@ use super::table::Slot;
 use super::{Now, Out, Server, Verdict};
 use crate::credential::LongTermKey;
 use crate::wire::attribute::Software;
-use crate::wire::{AttributeSet, AttributeType, Class, ErrorCode, Message, MessageWriter, Method, WriteError};
+use crate::wire::{
+    AttributeSet, AttributeType, Class, ErrorCode, Message, MessageWriter, Method, TransactionId, WriteError,
+};
 use crate::{FiveTuple, Path};
 
 /// Room for an answer. The longest, a signed 438, has a realm of at most 508 bytes (RFC 8489 §14.9) and stays below
@@ -24,7 +26,6 @@ pub(super) const DECLINED: AttributeSet = AttributeSet::of(&[
     AttributeType::USERHASH,
     AttributeType::PADDING,
     AttributeType::RESPONSE_PORT,
-    AttributeType::CONNECTION_ID,
 ]);
 
 /// A request and where it came from.
@@ -33,6 +34,29 @@ pub(super) struct Request<'a> {
     pub(super) from: FiveTuple,
     pub(super) path: Path,
     pub(super) message: Message<'a>,
+}
+
+impl Request<'_> {
+    /// What its answer needs to know of it.
+    pub(super) fn asked(&self) -> Asked {
+        Asked {
+            from: self.from,
+            path: self.path,
+            method: self.message.method(),
+            transaction_id: self.message.transaction_id(),
+            fingerprint: self.message.contains(AttributeType::FINGERPRINT),
+        }
+    }
+}
+
+/// What is kept of a request that is answered later.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    from: FiveTuple,
+    path: Path,
+    method: Method,
+    transaction_id: TransactionId,
+    fingerprint: bool,
 }
 
 impl Server {
@@ -88,8 +112,19 @@ impl Server {
         key: Option<&LongTermKey>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
-        let method = request.message.method();
-        let mut writer = MessageWriter::new(&mut self.reply[..], class, method, request.message.transaction_id());
+        self.answer(&request.asked(), class, key, write)
+    }
+
+    /// As [`Server::reply_with`], to a request of now or of before.
+    pub(super) fn answer(
+        &mut self,
+        asked: &Asked,
+        class: Class,
+        key: Option<&LongTermKey>,
+        write: impl FnOnce(&mut MessageWriter<'_>),
+    ) -> Verdict {
+        let Asked { from, path, method, transaction_id, fingerprint } = *asked;
+        let mut writer = MessageWriter::new(&mut self.reply[..], class, method, transaction_id);
         write(&mut writer);
         if let Some(key) = key {
             if matches!(method, Method::Allocate | Method::Refresh) {
@@ -98,13 +133,13 @@ impl Server {
             writer.integrity(key);
         }
         // RFC 8489 §14.7 leaves it to each side; a client that sends it may need it to tell STUN from its media.
-        if request.message.contains(AttributeType::FINGERPRINT) {
+        if fingerprint {
             writer.fingerprint();
         }
         match writer.finish() {
             Ok(len) => {
                 self.reply_len = len;
-                Verdict::Reply { out: Out::Client { to: request.from, path: request.path } }
+                Verdict::Reply { out: Out::Client { to: from, path } }
             }
             // Only a realm beyond its bound is that long.
             Err(WriteError) => Verdict::Done,

@@ -10,10 +10,11 @@ use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
 use super::permission::Permissions;
+use super::tcp::PeerConnections;
 use super::timer::Timers;
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
-use crate::{AllocationId, ConnectionId, FiveTuple, Path, RelayedAddr};
+use crate::{AllocationId, ConnectionId, FiveTuple, Path, PeerTransport, RelayedAddr};
 
 /// Place of an allocation while it lives.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -48,6 +49,8 @@ pub(super) struct Allocation {
     pub(super) sequence: u64,
     pub(super) permissions: Permissions,
     pub(super) channels: Channels,
+    /// Of a TCP allocation.
+    peer_connections: Option<PeerConnections>,
 }
 
 /// What an allocation begins with; the rest of it is empty.
@@ -56,6 +59,7 @@ pub(super) struct Beginning {
     pub(super) five_tuple: FiveTuple,
     pub(super) path: Path,
     pub(super) relayed: RelayedAddr,
+    pub(super) peer_transport: PeerTransport,
     pub(super) username: Box<[u8]>,
     pub(super) created_at: u64,
     pub(super) deadline: Instant,
@@ -77,6 +81,15 @@ impl Allocation {
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
+
+    pub(super) fn peer_transport(&self) -> PeerTransport {
+        if self.peer_connections.is_some() { PeerTransport::Tcp } else { PeerTransport::Udp }
+    }
+
+    /// Of a TCP allocation (RFC 6062).
+    pub(super) fn peer_connections(&self) -> Option<&PeerConnections> {
+        self.peer_connections.as_ref()
+    }
 }
 
 /// See the module.
@@ -89,6 +102,8 @@ pub(super) struct Table {
     slot_by_id: HashMap<AllocationId, Slot, FxBuildHasher>,
     slot_by_connection: HashMap<ConnectionId, Slot, FxBuildHasher>,
     timers: Timers,
+    /// Of peer connections that wait for something: the earliest of each allocation.
+    connection_timers: Timers,
 }
 
 impl Table {
@@ -102,6 +117,7 @@ impl Table {
             slot_by_id: HashMap::default(),
             slot_by_connection: HashMap::default(),
             timers: Timers::default(),
+            connection_timers: Timers::default(),
         }
     }
 
@@ -146,7 +162,7 @@ impl Table {
 
     /// Adds an allocation and arms its timer; `None`, and no change, if any of its names is taken.
     pub(super) fn insert(&mut self, beginning: Beginning) -> Option<Slot> {
-        let Beginning { id, five_tuple, path, relayed, username, created_at, deadline } = beginning;
+        let Beginning { id, five_tuple, path, relayed, peer_transport, username, created_at, deadline } = beginning;
         let connection = connection(path);
         if self.slot_by_five_tuple.contains_key(&five_tuple)
             || self.slot_by_bound.contains_key(&relayed.bound)
@@ -174,6 +190,7 @@ impl Table {
             sequence: 0,
             permissions: Permissions::default(),
             channels: Channels::default(),
+            peer_connections: (peer_transport == PeerTransport::Tcp).then(PeerConnections::default),
         });
         self.slot_by_five_tuple.insert(five_tuple, slot);
         self.slot_by_bound.insert(relayed.bound, slot);
@@ -196,6 +213,7 @@ impl Table {
             self.slot_by_connection.remove(&connection);
         }
         self.timers.disarm(slot);
+        self.connection_timers.disarm(slot);
         allocation
     }
 
@@ -213,9 +231,29 @@ impl Table {
         }
     }
 
-    /// The earliest end.
+    /// Changes the peer connections of a TCP allocation; nothing, of any other.
+    pub(super) fn change_peer_connections<T>(
+        &mut self,
+        slot: Slot,
+        change: impl FnOnce(&mut PeerConnections) -> T,
+    ) -> Option<T> {
+        let connections = self.get_mut(slot).peer_connections.as_mut()?;
+        let changed = change(connections);
+        match connections.next_deadline() {
+            Some(deadline) => self.connection_timers.arm(slot, deadline),
+            None => self.connection_timers.disarm(slot),
+        }
+        Some(changed)
+    }
+
+    /// The earliest end of an allocation, or of what a peer connection waits for.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.timers.next().map(|(deadline, _)| deadline)
+        [&self.timers, &self.connection_timers].into_iter().filter_map(Timers::next).map(|(deadline, _)| deadline).min()
+    }
+
+    /// An allocation with a peer connection that has waited too long by `now`, if there is one.
+    pub(super) fn connection_due(&self, now: Instant) -> Option<Slot> {
+        self.connection_timers.next().filter(|(deadline, _)| *deadline <= now).map(|(_, slot)| slot)
     }
 
     /// An allocation that has ended by `now`, if there is one.
@@ -323,6 +361,7 @@ mod tests {
                 server: SocketAddr::from(([198, 51, 100, 7], 3478)),
             },
             path: if stream { Path::Connection(ConnectionId(number.into())) } else { Path::Listener(ListenerId(0)) },
+            peer_transport: PeerTransport::Udp,
             relayed: RelayedAddr {
                 bound: SocketAddr::from(([10, 0, 0, 5], port)),
                 advertised: SocketAddr::from(([198, 51, 100, 7], port)),

@@ -219,8 +219,6 @@ byte_arrays! {
     Userhash(32) = USERHASH;
     /// RESERVATION-TOKEN (RFC 8656 §18.10).
     ReservationToken(8) = RESERVATION_TOKEN;
-    /// CONNECTION-ID (RFC 6062 §6.2.1).
-    ConnectionId(4) = CONNECTION_ID;
     /// MESSAGE-INTEGRITY (RFC 8489 §14.5). Write it with [`crate::wire::MessageWriter::integrity`].
     MessageIntegrity(20) = MESSAGE_INTEGRITY;
 }
@@ -346,8 +344,10 @@ words! {
     RequestedAddressFamily(u8) = REQUESTED_ADDRESS_FAMILY, |b| b[0], |v| [v, 0, 0, 0];
     /// ADDITIONAL-ADDRESS-FAMILY (RFC 8656 §18.11): only 2 is valid in an Allocate.
     AdditionalAddressFamily(u8) = ADDITIONAL_ADDRESS_FAMILY, |b| b[0], |v| [v, 0, 0, 0];
-    /// REQUESTED-TRANSPORT (RFC 8656 §18.8): an IP protocol number, 17 for UDP.
+    /// REQUESTED-TRANSPORT (RFC 8656 §18.8): an IP protocol number, 17 for UDP, 6 for TCP (RFC 6062 §4.1).
     RequestedTransport(u8) = REQUESTED_TRANSPORT, |b| b[0], |v| [v, 0, 0, 0];
+    /// CONNECTION-ID (RFC 6062 §6.2.1): names a peer data connection.
+    ConnectionId(u32) = CONNECTION_ID, |b| u32::from_be_bytes(b), |v| v.to_be_bytes();
     /// CHANGE-REQUEST (RFC 5780 §7.2): 4 asks for another IP, 2 for another port.
     ChangeRequest(u32) = CHANGE_REQUEST, |b| u32::from_be_bytes(b), |v| v.to_be_bytes();
     /// RESPONSE-PORT (RFC 5780 §7.5). The second half is ignored.

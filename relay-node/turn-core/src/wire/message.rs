@@ -30,7 +30,7 @@ pub enum Class {
     Error = 3,
 }
 
-/// Method of a message (RFC 8489 §18.2, RFC 8656 §17).
+/// Method of a message (RFC 8489 §18.2, RFC 8656 §17, RFC 6062 §6.1).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Method {
     /// 0x001 (RFC 8489).
@@ -47,6 +47,12 @@ pub enum Method {
     CreatePermission,
     /// 0x009 (RFC 8656 §12).
     ChannelBind,
+    /// 0x00A (RFC 6062 §5.2).
+    Connect,
+    /// 0x00B (RFC 6062 §5.4).
+    ConnectionBind,
+    /// 0x00C (RFC 6062 §5.3), indications only.
+    ConnectionAttempt,
     /// Any other, 0x000..=0xFFF.
     Other(u16),
 }
@@ -61,6 +67,9 @@ impl Method {
             0x007 => Self::Data,
             0x008 => Self::CreatePermission,
             0x009 => Self::ChannelBind,
+            0x00A => Self::Connect,
+            0x00B => Self::ConnectionBind,
+            0x00C => Self::ConnectionAttempt,
             other => Self::Other(other),
         }
     }
@@ -75,6 +84,9 @@ impl Method {
             Self::Data => 0x007,
             Self::CreatePermission => 0x008,
             Self::ChannelBind => 0x009,
+            Self::Connect => 0x00A,
+            Self::ConnectionBind => 0x00B,
+            Self::ConnectionAttempt => 0x00C,
             Self::Other(number) => number,
         }
     }

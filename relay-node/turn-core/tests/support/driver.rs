@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use turn_core::client::{Client, Event};
 use turn_core::wire::ChannelNumber;
-use turn_core::{Family, Input, IpMeta, Output, PeerAddr, Policy, Record, RelayedAddr, Server, Settings, Verdict};
+use turn_core::{
+    ConnectionId, Family, FiveTuple, Input, IpMeta, Output, Path, PeerAddr, PeerConnectionId, PeerEvent, Policy,
+    Record, RelayedAddr, Server, Settings, Transport, Verdict,
+};
 
-use super::{Clock, PATH, Ports, addr, five_tuple};
+use super::{Clock, Held, PATH, Ports, addr, five_tuple};
 
-const CLIENTS: usize = 4;
+const CLIENTS: usize = 5;
+/// The client that speaks on a stream and has TCP allocations.
+const STREAM: usize = 4;
 const IP: IpMeta = IpMeta { dscp_ecn: 0, ttl: 0, dont_fragment: false };
 
 /// The history so far.
@@ -21,11 +26,16 @@ struct Driver {
     last: Vec<u8>,
     records: Vec<Record>,
     draining: bool,
+    /// Data connections so far.
+    data_connections: u16,
 }
 
 /// Runs `bytes` as a history. Panics where something does not hold.
 pub fn drive(bytes: &[u8]) {
-    let client = |number| super::client((number == 3).then_some(Family::V6), (number == 2).then_some(60), number);
+    let client = |number| match usize::from(number) {
+        STREAM => super::stream_client(number),
+        _ => super::client((number == 3).then_some(Family::V6), (number == 2).then_some(60), number),
+    };
     let mut driver = Driver {
         clock: Clock::new(),
         server: super::server(),
@@ -34,6 +44,7 @@ pub fn drive(bytes: &[u8]) {
         last: Vec::new(),
         records: Vec::new(),
         draining: false,
+        data_connections: 0,
     };
     let mut rest = bytes;
     while let Some((&[step, argument], behind)) = rest.split_first_chunk::<2>() {
@@ -51,11 +62,11 @@ fn client_address(index: usize) -> std::net::SocketAddr {
 impl Driver {
     /// One step; says how many bytes of `payload` it used up.
     fn step(&mut self, step: u8, argument: u8, payload: &[u8]) -> usize {
-        let index = usize::from(step >> 4) % CLIENTS;
+        let index = usize::from(step >> 5) % CLIENTS;
         let mono = self.clock.mono();
         let peer = self.peer(argument);
         let channel = ChannelNumber::new(0x4000 + u16::from(argument % 8)).expect("in range");
-        match step & 0x0F {
+        match step & 0x1F {
             0 => {
                 self.hand_in(index + CLIENTS, payload);
                 return payload.len();
@@ -109,6 +120,19 @@ impl Driver {
                 self.serve(Input::Own { epoch: u64::from(argument) }, &[]);
             }
             14 => self.ports.exhausted = argument.is_multiple_of(2),
+            15 => self.clients[STREAM].allocate_tcp(mono),
+            16 => self.clients[STREAM].connect(mono, peer),
+            17 => self.claim(argument),
+            18 => {
+                let relayed = self.relayed(argument);
+                let connection = self.ports.open(relayed);
+                self.peer_event(relayed, connection, PeerEvent::Arrived(PeerAddr::new(peer)));
+            }
+            19 => self.move_on(argument),
+            20 => {
+                self.serve(Input::Closed(ConnectionId(STREAM as u64)), &[]);
+                self.clients[STREAM].abandon();
+            }
             _ => {
                 let relayed = self.relayed(argument);
                 self.serve(Input::Icmp { relayed, peer: PeerAddr::new(peer), kind: 3, code: argument }, &[]);
@@ -116,6 +140,64 @@ impl Driver {
         }
         self.pump();
         0
+    }
+
+    /// A ConnectionBind on a connection of its own, for a connection that is there or not.
+    fn claim(&mut self, argument: u8) {
+        self.data_connections += 1;
+        let number = self.data_connections;
+        let from = FiveTuple { transport: Transport::Tcp, ..five_tuple(client_address(100 + usize::from(number))) };
+        let path = Path::Connection(ConnectionId(100 + u64::from(number)));
+        let mut client = super::stream_client(number as u8);
+        let connection = self.connection(argument).map_or(PeerConnectionId(argument.into()), |(id, _)| id);
+        client.connection_bind(self.clock.mono(), connection);
+        while let Some(packet) = client.poll_transmit() {
+            let input = Input::FromClient { from, path, packet: &packet, ip: IP };
+            let Verdict::Reply { .. } = self.serve(input, &packet) else {
+                return;
+            };
+            client.handle_packet(self.clock.mono(), self.server.reply());
+        }
+        if client.poll_event() == Some(Event::ConnectionBound(connection)) {
+            let (relayed, held) = self.ports.peer_connections[&connection].clone();
+            assert_eq!(held, Held::Bound);
+            self.peer_event(relayed, connection, PeerEvent::Bound);
+        }
+    }
+
+    /// What the network does to a connection.
+    fn move_on(&mut self, argument: u8) {
+        let Some((connection, (relayed, held))) = self.connection(argument >> 1) else {
+            return;
+        };
+        let event = match (held, argument % 2) {
+            (Held::Opening, 0) => PeerEvent::Connected,
+            (Held::Opening, _) => PeerEvent::Failed,
+            (Held::Pending(_) | Held::Bound, _) => PeerEvent::Closed,
+        };
+        if event != PeerEvent::Connected {
+            self.ports.peer_connections.remove(&connection);
+        }
+        self.peer_event(relayed, connection, event);
+    }
+
+    fn peer_event(&mut self, relayed: RelayedAddr, connection: PeerConnectionId, event: PeerEvent) {
+        let verdict = self.serve(Input::PeerConnection { relayed, connection, event }, &[]);
+        self.tell_stream(&verdict);
+    }
+
+    /// An answer to a request of before, or a ConnectionAttempt, is the stream client's.
+    fn tell_stream(&mut self, verdict: &Verdict) {
+        if matches!(verdict, Verdict::Reply { .. }) {
+            let reply = self.server.reply().to_vec();
+            self.clients[STREAM].handle_packet(self.clock.mono(), &reply);
+        }
+    }
+
+    fn connection(&self, argument: u8) -> Option<(PeerConnectionId, (RelayedAddr, Held))> {
+        let there = &self.ports.peer_connections;
+        let (id, held) = there.iter().nth(usize::from(argument) % there.len().max(1))?;
+        Some((*id, held.clone()))
     }
 
     fn relayed(&self, argument: u8) -> RelayedAddr {
@@ -137,8 +219,9 @@ impl Driver {
 
     fn pass(&mut self, time: Duration) {
         self.clock.elapsed += time;
-        if self.server.poll_timeout().is_some_and(|at| at <= self.clock.mono()) {
-            self.serve(Input::Timeout, &[]);
+        while self.server.poll_timeout().is_some_and(|at| at <= self.clock.mono()) {
+            let verdict = self.serve(Input::Timeout, &[]);
+            self.tell_stream(&verdict);
         }
         for index in 0..CLIENTS {
             let mono = self.clock.mono();
@@ -165,8 +248,13 @@ impl Driver {
 
     /// Hands in a packet of a client; true if it was answered.
     fn hand_in(&mut self, index: usize, packet: &[u8]) -> bool {
-        let from = five_tuple(client_address(index));
-        let verdict = self.serve(Input::FromClient { from, path: PATH, packet, ip: IP }, packet);
+        let mut from = five_tuple(client_address(index));
+        let mut path = PATH;
+        if index == STREAM {
+            from.transport = Transport::Tcp;
+            path = Path::Connection(ConnectionId(STREAM as u64));
+        }
+        let verdict = self.serve(Input::FromClient { from, path, packet, ip: IP }, packet);
         let answered = matches!(verdict, Verdict::Reply { .. });
         if answered && index >= CLIENTS {
             // abuse.md D: to a stranger at most three times what it sent, IP and UDP headers counted.
@@ -182,8 +270,20 @@ impl Driver {
             assert!(packet.get(payload.clone()).is_some() && *padding < 4, "{verdict:?} of {} bytes", packet.len());
         }
         while let Some(output) = self.server.poll_output() {
-            if let Output::Release { relayed, .. } = output {
-                assert!(self.ports.held.remove(&relayed.advertised).is_some(), "a port is released once");
+            match output {
+                Output::Release { relayed, .. } => {
+                    assert!(self.ports.held.remove(&relayed.advertised).is_some(), "a port is released once");
+                }
+                Output::Pend { connection, username } => {
+                    let (_, held) = self.ports.peer_connections.get_mut(&connection).expect("of the host's");
+                    assert_eq!(*held, Held::Opening);
+                    *held = Held::Pending(username.into());
+                }
+                Output::Join { peer, .. } => {
+                    assert!(matches!(self.ports.peer_connections.get(&peer), Some((_, Held::Bound))), "claimed first");
+                }
+                Output::ClosePeer(connection) => drop(self.ports.peer_connections.remove(&connection)),
+                Output::Record(_) | Output::Close(_) => {}
             }
         }
         verdict
@@ -195,6 +295,9 @@ impl Driver {
             self.ports.held.len(),
             "every allocation holds one port, nobody else does"
         );
+        for (relayed, _) in self.ports.peer_connections.values() {
+            assert!(self.ports.held.contains_key(&relayed.advertised), "a connection ends with its allocation");
+        }
         assert!(self.server.allocations() == 0 || self.server.poll_timeout().is_some(), "who lives has a deadline");
     }
 }

@@ -5,7 +5,7 @@ pub mod driver;
 pub mod rig;
 pub mod stun;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::wire::ChannelNumber;
 use turn_core::{
-    BindError, BindRequest, Bound, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing, ListenerId, Now, Path,
-    PeerAddr, RelayedAddr, Route, Server, Settings, StaticUser, Transport, Verdict, WorkerId,
+    BindError, BindRequest, Bound, ClaimError, ConnectError, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing,
+    ListenerId, Now, Path, PeerAddr, PeerConnectionId, RelayedAddr, Route, Server, Settings, StaticUser, Transport,
+    Verdict, WorkerId,
 };
 
 /// Where clients reach the relay, and its relay IP.
@@ -34,9 +35,31 @@ pub struct Ports {
     pub held: HashMap<SocketAddr, Vec<u8>>,
     /// Refuse everything from now on.
     pub exhausted: bool,
+    /// Connections between TCP allocations and peers: of which relayed address, and where they are.
+    pub peer_connections: BTreeMap<PeerConnectionId, (RelayedAddr, Held)>,
+    connections: u32,
+}
+
+/// Where a peer data connection is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Held {
+    /// On its way.
+    Opening,
+    /// It waits for a ConnectionBind of this user.
+    Pending(Vec<u8>),
+    /// Claimed.
+    Bound,
 }
 
 impl Ports {
+    /// A name for a connection of this relayed address.
+    pub fn open(&mut self, relayed: RelayedAddr) -> PeerConnectionId {
+        self.connections += 1;
+        let id = PeerConnectionId(self.connections);
+        self.peer_connections.insert(id, (relayed, Held::Opening));
+        id
+    }
+
     fn ip(family: Family) -> IpAddr {
         match family {
             Family::V4 => addr(SERVER).ip(),
@@ -54,6 +77,25 @@ impl Host for Ports {
         let address = SocketAddr::new(Self::ip(request.family), 49_152 + self.next);
         self.held.insert(address, request.quota_key.to_vec());
         Ok(Bound { relayed: RelayedAddr { bound: address, advertised: address }, reservation: None })
+    }
+
+    fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
+        match (self.exhausted, self.route(to)) {
+            (true, _) => Err(ConnectError::NoRoom),
+            (false, Route::Internet) => Ok(self.open(relayed)),
+            (false, _) => Err(ConnectError::Forbidden),
+        }
+    }
+
+    fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
+        let Some((_, held @ Held::Pending(_))) = self.peer_connections.get_mut(&connection) else {
+            return Err(ClaimError::Unknown);
+        };
+        if *held != Held::Pending(username.to_vec()) {
+            return Err(ClaimError::OtherUser);
+        }
+        *held = Held::Bound;
+        Ok(())
     }
 
     fn route(&self, to: PeerAddr) -> Route {
@@ -127,6 +169,18 @@ pub fn client(family: Option<Family>, lifetime: Option<u32>, seed: u8) -> Client
         password: b"password".to_vec(),
         family,
         lifetime,
+        seed: [seed; 32],
+    })
+}
+
+/// The same user on a stream.
+pub fn stream_client(seed: u8) -> Client {
+    Client::new(ClientConfig {
+        transport: Transport::Tcp,
+        username: b"user".to_vec(),
+        password: b"password".to_vec(),
+        family: None,
+        lifetime: None,
         seed: [seed; 32],
     })
 }
