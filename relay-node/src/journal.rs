@@ -328,6 +328,7 @@ mod tests {
             username: b"alice".to_vec(),
             created_at: 1,
             expires_at: 2,
+            family_expires_at: Vec::new(),
             permissions: Vec::new(),
             channels: Vec::new(),
         }

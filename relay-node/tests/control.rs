@@ -310,6 +310,7 @@ fn stored_record(ip: Ipv4Addr) -> Record {
         username: b"alice".to_vec(),
         created_at: now,
         expires_at: now + 600_000,
+        family_expires_at: Vec::new(),
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -308,6 +308,7 @@ fn due(old: &Record, at: u64, new: &Record) -> Option<u64> {
         && old.relay_address == new.relay_address
         && old.five_tuple == new.five_tuple
         && old.relayed == new.relayed
+        && old.family_expires_at.len() == new.family_expires_at.len()
         && old.username == new.username
         && old.created_at == new.created_at
         && old.permissions.len() == new.permissions.len()
@@ -332,7 +333,9 @@ fn due(old: &Record, at: u64, new: &Record) -> Option<u64> {
         }
         after >= before
     };
+    let families = old.family_expires_at.iter().zip(&new.family_expires_at);
     let is_later = moved(old.expires_at, new.expires_at)
+        && families.fold(true, |later, (before, after)| moved(*before, *after) && later)
         && permissions(old)
             .iter()
             .zip(permissions(new))

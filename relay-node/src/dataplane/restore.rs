@@ -26,12 +26,27 @@ pub(super) fn deal(records: Vec<Record>, workers: u16) -> Vec<Vec<Record>> {
     dealt
 }
 
+/// Leaves only these addresses, as this machine has them, in a record.
+fn keep_addresses(record: &mut Record, held: &[RelayedAddr]) {
+    let ends = std::mem::take(&mut record.family_expires_at);
+    let by_advertised = |advertised| held.iter().find(|relayed| relayed.advertised == advertised).copied();
+    let mut relayed = Vec::new();
+    for (index, address) in std::mem::take(&mut record.relayed).into_iter().enumerate() {
+        if let Some(address) = by_advertised(address.advertised) {
+            relayed.push(address);
+            record.family_expires_at.extend(ends.get(index));
+        }
+    }
+    record.relayed = relayed;
+}
+
 impl Worker {
     /// Restores records of clients that this worker owns. Each stands alone: what cannot come back is counted and
     /// said, and the rest goes on.
     pub(super) fn restore(&mut self, records: Vec<Record>) {
         for record in records {
-            let (Some(ours), Some(path)) = (self.ours(&record), self.path_of(&record)) else {
+            let ours = self.ours(&record);
+            let Some(path) = self.path_of(&record).filter(|_| !ours.is_empty()) else {
                 self.counters.lost(Loss::RestoreForeign);
                 tracing::warn!(
                     allocation = record.id.to_text(),
@@ -49,24 +64,35 @@ impl Worker {
                 continue;
             };
             // What is held lives in this process, which knows better than the record.
-            if !self.relayed.is_held(ours) {
+            if !ours.iter().any(|relayed| self.relayed.is_held(*relayed)) {
                 self.end(&record, reason);
             }
         }
     }
 
-    fn restore_one(&mut self, mut record: Record, ours: RelayedAddr, path: Path) {
+    /// Holds the addresses of a record, those of them that can be had, and hands it to the core.
+    fn restore_one(&mut self, mut record: Record, ours: Vec<RelayedAddr>, path: Path) {
         let quota_key: Box<[u8]> = credential::quota_key(&record.username).into();
-        let known = self.relayed.holder(ours) == Some(record.id);
-        if !known && let Err(error) = self.relayed.restore(ours, &quota_key) {
-            self.counters.lost(Loss::RestoreAddress);
-            tracing::error!(
-                allocation = record.id.to_text(), port = ours.port(), %error,
-                "not restored: its relayed address cannot be opened"
-            );
+        let known = ours.iter().any(|relayed| self.relayed.holder(*relayed) == Some(record.id));
+        let (mut held, mut opened) = (Vec::new(), Vec::new());
+        for relayed in ours {
+            if self.relayed.holder(relayed) != Some(record.id) {
+                if let Err(error) = self.relayed.restore(relayed, &quota_key) {
+                    self.counters.lost(Loss::RestoreAddress);
+                    tracing::error!(
+                        allocation = record.id.to_text(), port = relayed.port(), %error,
+                        "not restored: its relayed address cannot be opened"
+                    );
+                    continue;
+                }
+                opened.push(relayed);
+            }
+            held.push(relayed);
+        }
+        if held.is_empty() {
             return;
         }
-        record.relayed = vec![ours];
+        keep_addresses(&mut record, &held);
         let change = Change::Put(Box::new(record.clone()));
         let before = self.server.allocations();
         self.handle(Input::Restore { record: Box::new(record), path });
@@ -75,17 +101,15 @@ impl Worker {
             self.keep(&change);
         } else {
             // The core has no use for it; whatever it released itself is not released again.
-            self.relayed.release(ours, quota_key);
+            for relayed in opened {
+                self.relayed.release(relayed, quota_key.clone());
+            }
         }
     }
 
-    /// The relayed address of a record as this machine has it.
-    fn ours(&self, record: &Record) -> Option<RelayedAddr> {
-        // One address per allocation today; a record of more is of a later version.
-        let [relayed] = record.relayed[..] else {
-            return None;
-        };
-        self.relayed.ours(relayed)
+    /// The relayed addresses of a record as this machine has them.
+    fn ours(&self, record: &Record) -> Vec<RelayedAddr> {
+        record.relayed.iter().filter_map(|relayed| self.relayed.ours(*relayed)).collect()
     }
 
     /// The listener that serves the address the client knows.

@@ -29,7 +29,7 @@ pub struct Record {
     pub id: AllocationId,
     /// The client.
     pub five_tuple: FiveTuple,
-    /// Relayed addresses, one per family; one today (RFC 8656 §7.2 dual allocations later).
+    /// Relayed addresses, at most one per family (RFC 8656 §7.2).
     pub relayed: Vec<RelayedAddr>,
     /// How it talks to its peers. A TCP allocation ends with its process (RFC 6062 §5.5): its record restores nothing.
     pub peer_transport: PeerTransport,
@@ -37,8 +37,10 @@ pub struct Record {
     pub username: Vec<u8>,
     /// Unix ms.
     pub created_at: u64,
-    /// Unix ms.
+    /// Unix ms of the last end of all of `relayed`.
     pub expires_at: u64,
+    /// Unix ms of the end of each of `relayed` (RFC 8656 §8.1); empty where all end at `expires_at`.
+    pub family_expires_at: Vec<u64>,
     /// (peer IP, Unix ms of expiry).
     pub permissions: Vec<(IpAddr, u64)>,
     /// (channel number, peer, Unix ms of expiry).
@@ -112,6 +114,7 @@ mod tag {
     pub(super) const ENDED: u8 = 12;
     /// REQUESTED-TRANSPORT's number; not there for UDP.
     pub(super) const PEER_TRANSPORT: u8 = 13;
+    pub(super) const FAMILY_EXPIRES_AT: u8 = 16;
     pub(super) const SEAL: u8 = 255;
 }
 
@@ -143,6 +146,7 @@ impl Record {
         writer.section(tag::USERNAME, |out| out.extend(username));
         writer.number(tag::CREATED_AT, self.created_at);
         writer.number(tag::EXPIRES_AT, self.expires_at);
+        writer.list(tag::FAMILY_EXPIRES_AT, &self.family_expires_at, |out, end| out.extend(end.to_be_bytes()));
         writer.list(tag::PERMISSIONS, &self.permissions, |out, (ip, expires_at)| {
             write_ip(out, *ip);
             out.extend(expires_at.to_be_bytes());
@@ -305,6 +309,7 @@ struct Sections {
     username: Option<Vec<u8>>,
     created_at: Option<u64>,
     expires_at: Option<u64>,
+    family_expires_at: Vec<u64>,
     permissions: Vec<(IpAddr, u64)>,
     channels: Vec<(u16, PeerAddr, u64)>,
     ended: Option<EndReason>,
@@ -330,6 +335,7 @@ impl Sections {
                 tag::USERNAME => sections.username = Some(value.take(len)?.to_vec()),
                 tag::CREATED_AT => sections.created_at = Some(value.u64()?),
                 tag::EXPIRES_AT => sections.expires_at = Some(value.u64()?),
+                tag::FAMILY_EXPIRES_AT => value.list(&mut sections.family_expires_at, Reader::u64)?,
                 tag::PERMISSIONS => {
                     value.list(&mut sections.permissions, |value| Some((value.ip()?, value.u64()?)))?;
                 }
@@ -367,6 +373,7 @@ impl Sections {
             username: self.username?,
             created_at: self.created_at?,
             expires_at: self.expires_at?,
+            family_expires_at: self.family_expires_at,
             permissions: self.permissions,
             channels: self.channels,
         })))

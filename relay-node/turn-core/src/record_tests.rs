@@ -27,6 +27,7 @@ fn record() -> Record {
         username: b"1700086400:alice@example.org".to_vec(),
         created_at: 1_700_000_000_123,
         expires_at: 1_700_000_600_123,
+        family_expires_at: Vec::new(),
         permissions: vec![
             ("192.0.2.1".parse().expect("literal"), 1_700_000_300_123),
             ("192.0.2.2".parse().expect("literal"), 1_700_000_300_124),
@@ -47,6 +48,7 @@ fn what_is_sealed_is_opened() {
     ipv6.five_tuple.client = SocketAddrV6::new("fe80::9".parse().expect("literal"), 5, 0, 3).into();
     ipv6.relayed
         .push(RelayedAddr { bound: address("[2001:db8::7]:50000"), advertised: address("[2001:db8::7]:50000") });
+    ipv6.family_expires_at = vec![1_700_000_600_123, 1_700_000_300_123];
     ipv6.username = b"\0%/\n\xFF".to_vec();
     ipv6.permissions.clear();
     ipv6.channels.clear();

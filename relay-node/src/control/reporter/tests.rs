@@ -22,6 +22,7 @@ fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
         username: b"alice".to_vec(),
         created_at: 0,
         expires_at,
+        family_expires_at: Vec::new(),
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -6,15 +6,15 @@ use rand_core::Rng;
 
 use super::auth::User;
 use super::binding::mapped;
+use super::relays::{Relay, Relays, bind_both, bind_one};
 use super::reply::Request;
 use super::table::{Beginning, Slot};
-use super::{BindError, BindRequest, Host, PortRequest, Server, Verdict};
+use super::{BindRequest, Host, PortRequest, Server, Verdict};
 use crate::wire::attribute::{
     AdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
     XorRelayedAddress,
 };
-use crate::wire::error_code::AddressErrorCode;
-use crate::wire::{AttributeType, ErrorCode, Message};
+use crate::wire::{ErrorCode, Message};
 use crate::{AllocationId, Family, Limits, credential, policy};
 
 /// RFC 8656 §6: the default lifetime of an allocation, in seconds.
@@ -70,8 +70,7 @@ impl Server {
             Ok(None) | Err(_) => return Err(ErrorCode::BAD_REQUEST),
         };
         let requested: Option<RequestedAddressFamily> = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
-        // Comprehension-optional: understood so far that what the RFC calls bad is bad, and the rest is refused in the
-        // success answer.
+        // RFC 8656 §18.11: IPv6 is the only valid value; items 6 and 9.
         let additional: Option<AdditionalAddressFamily> = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
         if additional.is_some_and(|family| requested.is_some() || family != AdditionalAddressFamily(Family::V6 as u8)) {
             return Err(ErrorCode::BAD_REQUEST);
@@ -93,55 +92,53 @@ impl Server {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }
         let quota_key = credential::quota_key(user.name);
-        let bound = host.bind(BindRequest { family, transport, quota_key, port }).map_err(|error| match error {
-            BindError::FamilyUnsupported => ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED,
-            BindError::QuotaReached => ErrorCode::ALLOCATION_QUOTA_REACHED,
-            BindError::NoPort => ErrorCode::INSUFFICIENT_CAPACITY,
-        })?;
+        let wanted = BindRequest { family, transport, quota_key, port };
+        let bound = if additional.is_some() { bind_both(host, wanted) } else { bind_one(host, wanted) }?;
+        let deadline = request.now.mono + lifetime(proposed, &self.settings.limits);
+        let addresses = [Some(bound.first), bound.second].into_iter().flatten();
+        let relays = Relays::new(addresses.map(|bound| Relay { address: bound.relayed, deadline }));
 
         let mut random = [0; 10];
         self.rng.fill_bytes(&mut random);
-        let slot = self
-            .table
-            .insert(Beginning {
-                id: AllocationId::new(request.now.wall, random),
-                five_tuple: request.from,
-                path: request.path,
-                relayed: bound.relayed,
-                peer_transport: transport,
-                username: user.name.into(),
-                created_at: request.now.wall,
-                deadline: request.now.mono + lifetime(proposed, &self.settings.limits),
-            })
+        let Some(slot) = self.table.insert(Beginning {
+            id: AllocationId::new(request.now.wall, random),
+            five_tuple: request.from,
+            path: request.path,
+            relays,
+            peer_transport: transport,
+            username: user.name.into(),
+            created_at: request.now.wall,
+        }) else {
             // A host that binds an address twice: the one that has it keeps it.
-            .ok_or(ErrorCode::INSUFFICIENT_CAPACITY)?;
+            let bound: Vec<_> = relays.iter().map(|relay| relay.address).collect();
+            self.release_all(&bound, user.name);
+            return Err(ErrorCode::INSUFFICIENT_CAPACITY);
+        };
         let allocation = self.table.get_mut(slot);
         allocation.transaction_id = Some(message.transaction_id());
-        allocation.reservation = bound.reservation;
-        allocation.additional_family_refused = message.contains(AttributeType::ADDITIONAL_ADDRESS_FAMILY);
+        allocation.reservation = bound.first.reservation;
+        allocation.address_error = bound.refused;
         self.record(slot, request.now);
         Ok(self.allocated(slot, request, user))
     }
 
     fn allocated(&mut self, slot: Slot, request: &Request<'_>, user: &User<'_>) -> Verdict {
         let allocation = self.table.get(slot);
-        let relayed = XorRelayedAddress(allocation.relayed().advertised);
-        let lifetime = remaining(allocation.deadline().saturating_duration_since(request.now.mono));
-        let refused = allocation.additional_family_refused;
-        let reservation = allocation.reservation;
+        let relays = *allocation.relays();
+        let end = relays.last_end().unwrap_or(request.now.mono);
+        let lifetime = remaining(end.saturating_duration_since(request.now.mono));
+        let (reservation, address_error) = (allocation.reservation, allocation.address_error);
         self.success(request, user, |writer| {
-            writer.attribute(&relayed);
+            for relay in relays.iter() {
+                writer.attribute(&XorRelayedAddress(relay.address.advertised));
+            }
             writer.attribute(&mapped(request.from.client));
             writer.attribute(&lifetime);
             if let Some(token) = &reservation {
                 writer.attribute(token);
             }
-            if refused {
-                // RFC 8656 §7.2: one of the two families is not there.
-                writer.attribute(&AddressErrorCode {
-                    family: Family::V6 as u8,
-                    error: ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED,
-                });
+            if let Some(error) = &address_error {
+                writer.attribute(error);
             }
         })
     }
@@ -152,8 +149,8 @@ mod tests {
     use super::super::lab::{Lab, Reply, USER, addr, udp};
     use super::*;
     use crate::wire::attribute::{Software, XorMappedAddress};
-    use crate::wire::{MessageWriter, Method, UnknownAttributes};
-    use crate::{Change, ConnectionId, Output, Path, Transport};
+    use crate::wire::{AttributeType, MessageWriter, Method, UnknownAttributes};
+    use crate::{BindError, Change, ConnectionId, Output, Path, Transport};
 
     fn lifetime_of(reply: &Reply) -> u32 {
         let Ok(Some(Lifetime(seconds))) = reply.message().attribute() else { panic!("no LIFETIME") };

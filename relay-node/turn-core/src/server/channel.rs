@@ -67,6 +67,11 @@ impl Channels {
         self.retain(|channel| policy.check(channel.peer).is_ok())
     }
 
+    /// Forgets a family, whose relayed address has gone (RFC 8656 §8.1).
+    pub(super) fn forget(&mut self, family: Family) {
+        self.retain(|channel| Family::of(channel.peer.ip()) != family);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.by_number.len()
     }
@@ -126,7 +131,7 @@ impl Server {
             return Err(ErrorCode::BAD_REQUEST);
         }
         // As written, not canonical: an IPv4-mapped address is of no IPv4 allocation's family and in no policy.
-        if Family::of(address.ip()) != allocation.relayed().family() {
+        if allocation.relays().of(Family::of(address.ip())).is_none() {
             return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
         }
         let policy = &self.settings.policy;
@@ -164,7 +169,7 @@ impl Server {
             return Verdict::Drop(DropReason::NoAllocation);
         };
         match allocation.channels.by_number(data.channel(), now.mono) {
-            Some(channel) => to_peer(allocation, channel.peer, data.range(), ip, host),
+            Some(channel) => to_peer(now, allocation, channel.peer, data.range(), ip, host),
             None => Verdict::Drop(DropReason::NoChannel),
         }
     }

@@ -33,7 +33,7 @@ impl Server {
             return Verdict::Drop(DropReason::Unexpected);
         }
         // As written, not canonical: an IPv4-mapped address is of no IPv4 allocation's family and in no policy.
-        if Family::of(address.ip()) != allocation.relayed().family() {
+        if allocation.relays().of(Family::of(address.ip())).is_none() {
             return Verdict::Drop(DropReason::FamilyMismatch);
         }
         let peer = PeerAddr::new(address);
@@ -43,7 +43,7 @@ impl Server {
         if !allocation.permissions.allow(peer.ip(), now.mono) {
             return Verdict::Drop(DropReason::NoPermission);
         }
-        to_peer(allocation, peer, data, ip, host)
+        to_peer(now, allocation, peer, data, ip, host)
     }
 }
 

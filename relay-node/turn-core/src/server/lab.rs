@@ -9,7 +9,8 @@ use super::*;
 use crate::credential::{self, LongTermKey};
 use crate::nonce;
 use crate::wire::attribute::{
-    ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
+    AdditionalAddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
+    XorPeerAddress,
 };
 use crate::wire::error_code::ErrorCode;
 use crate::wire::{AttributeType, Class, Message, MessageWriter, Method, TransactionId};
@@ -38,8 +39,12 @@ pub(super) fn udp(writer: &mut MessageWriter<'_>) {
 #[derive(Default)]
 pub(super) struct FakeHost {
     pub(super) refuse: Option<BindError>,
+    /// Only of this family.
+    pub(super) refuse_family: Option<Family>,
     pub(super) ipv6: bool,
     pub(super) quota_keys: Vec<Vec<u8>>,
+    /// Of what was bound, in order.
+    pub(super) families: Vec<Family>,
     /// The port held under [`TOKEN`].
     reserved: Option<u16>,
     routes: HashMap<SocketAddr, Route>,
@@ -61,7 +66,9 @@ impl FakeHost {
 
 impl Host for FakeHost {
     fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
-        if let Some(error) = self.refuse {
+        if let Some(error) = self.refuse
+            && self.refuse_family.is_none_or(|family| family == request.family)
+        {
             return Err(error);
         }
         let free = 50_000 + u16::try_from(self.bound()).expect("few");
@@ -82,6 +89,7 @@ impl Host for FakeHost {
             Family::V6 if self.ipv6 => (ip("fd00::5"), ip("2001:db8::7")),
             Family::V6 => return Err(BindError::FamilyUnsupported),
         };
+        self.families.push(request.family);
         self.quota_keys.push(request.quota_key.to_vec());
         let relayed =
             RelayedAddr { bound: SocketAddr::new(bound, port), advertised: SocketAddr::new(advertised, port) };
@@ -253,6 +261,18 @@ impl Lab {
         lab.host.ipv6 = true;
         let reply = lab.request(Method::Allocate, |writer| {
             writer.attribute(&RequestedTransport(17)).attribute(&RequestedAddressFamily(2));
+        });
+        assert_eq!(reply.code(), 0);
+        lab.outputs();
+        lab
+    }
+
+    /// With a dual allocation; IPv4 at [`Lab::relayed`], IPv6 at [`Lab::relayed_v6`].
+    pub(super) fn dual() -> Self {
+        let mut lab = Self::new();
+        lab.host.ipv6 = true;
+        let reply = lab.request(Method::Allocate, |writer| {
+            writer.attribute(&RequestedTransport(17)).attribute(&AdditionalAddressFamily(2));
         });
         assert_eq!(reply.code(), 0);
         lab.outputs();
@@ -471,8 +491,9 @@ impl Lab {
 
     /// The first address the host bound.
     pub(super) fn relayed(&self) -> RelayedAddr {
-        let ip_bound = if self.host.ipv6 { ip("fd00::5") } else { ip("10.0.0.5") };
-        let ip_advertised = if self.host.ipv6 { ip("2001:db8::7") } else { ip("198.51.100.7") };
+        let ipv6 = self.host.families.first() == Some(&Family::V6);
+        let (ip_bound, ip_advertised) =
+            if ipv6 { (ip("fd00::5"), ip("2001:db8::7")) } else { (ip("10.0.0.5"), ip("198.51.100.7")) };
         RelayedAddr { bound: SocketAddr::new(ip_bound, 50_000), advertised: SocketAddr::new(ip_advertised, 50_000) }
     }
 
@@ -480,5 +501,10 @@ impl Lab {
     pub(super) fn relayed_of(&self, index: usize) -> RelayedAddr {
         let record = self.server.records(self.now).nth(index).expect("there are that many");
         record.relayed[0]
+    }
+
+    /// The IPv6 address of [`Lab::dual`].
+    pub(super) fn relayed_v6(&self) -> RelayedAddr {
+        RelayedAddr { bound: addr("[fd00::5]:50001"), advertised: addr("[2001:db8::7]:50001") }
     }
 }

@@ -1,10 +1,12 @@
 //! How allocations come back, are recorded and end; and what a change of settings does to them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::{CHANNEL_LIFETIME, Channel};
 use super::permission::PERMISSION_LIFETIME;
+use super::relays::{Relay, Relays};
 use super::table::{Allocation, Beginning, Slot};
 use super::tcp::PeerConnections;
 use super::{Now, Output, Server};
@@ -28,17 +30,24 @@ impl Server {
     pub(super) fn record_of(&self, allocation: &Allocation, now: Now) -> Record {
         let permissions = allocation.permissions.iter().filter(|(_, end)| *end > now.mono);
         let channels = allocation.channels.iter().filter(|channel| channel.deadline > now.mono);
+        let ends = allocation.relays().iter().map(|relay| wall(relay.deadline, now));
+        let mut family_expires_at: Vec<u64> = ends.collect();
+        let expires_at = family_expires_at.iter().copied().max().unwrap_or(now.wall);
+        if family_expires_at.iter().all(|end| *end == expires_at) {
+            family_expires_at.clear();
+        }
         Record {
             relay_address: self.relay_address,
             epoch: self.epoch,
             sequence: allocation.sequence,
             id: allocation.id,
             five_tuple: allocation.five_tuple(),
-            relayed: vec![allocation.relayed()],
+            relayed: allocation.relays().iter().map(|relay| relay.address).collect(),
             peer_transport: allocation.peer_transport(),
             username: allocation.username.to_vec(),
             created_at: allocation.created_at,
-            expires_at: wall(allocation.deadline(), now),
+            expires_at,
+            family_expires_at,
             permissions: permissions.map(|(ip, end)| (ip, wall(end, now))).collect(),
             channels: channels
                 .map(|channel| (channel.number.get(), channel.peer, wall(channel.deadline, now)))
@@ -46,7 +55,23 @@ impl Server {
         }
     }
 
-    /// Ends an allocation: the tombstone first, then its address goes back.
+    /// Ends the part of an allocation in one family: its permissions and channels go with it, those of the other stay
+    /// (RFC 8656 §8.1). False, and no change, if it is all there is. The change is not recorded yet.
+    pub(super) fn end_family(&mut self, slot: Slot, family: Family) -> bool {
+        let Some(relay) = self.table.remove_relay(slot, family) else {
+            return false;
+        };
+        let allocation = self.table.get_mut(slot);
+        allocation.permissions.forget(family);
+        allocation.channels.forget(family);
+        let quota_key = credential::quota_key(&allocation.username).into();
+        let ended = self.table.change_peer_connections(slot, |connections| connections.forget(family));
+        self.outputs.extend(ended.into_iter().flatten().map(Output::ClosePeer));
+        self.outputs.push_back(Output::Release { relayed: relay.address, quota_key });
+        true
+    }
+
+    /// Ends an allocation: the tombstone first, then its addresses go back.
     pub(super) fn end(&mut self, slot: Slot, reason: EndReason) {
         let allocation = self.table.remove(slot);
         self.outputs.push_back(Output::Record(Change::End {
@@ -58,17 +83,24 @@ impl Server {
         // RFC 6062 §5.5: its data connections end with it.
         let connections = allocation.peer_connections().into_iter().flat_map(PeerConnections::ids);
         self.outputs.extend(connections.map(Output::ClosePeer));
-        self.release(allocation.relayed(), &allocation.username);
+        for relay in allocation.relays().iter() {
+            self.release(relay.address, &allocation.username);
+        }
     }
 
     fn release(&mut self, relayed: RelayedAddr, username: &[u8]) {
         self.outputs.push_back(Output::Release { relayed, quota_key: credential::quota_key(username).into() });
     }
 
-    /// Ends every allocation whose time has come.
+    /// Ends every allocation whose time has come, or the family of it whose time has.
     pub(super) fn expire(&mut self, now: Now) {
         while let Some(slot) = self.table.due(now.mono) {
-            self.end(slot, EndReason::Expired);
+            let allocation = self.table.get(slot);
+            let ended = allocation.relays().iter().find(|relay| relay.deadline <= now.mono);
+            match ended.map(|relay| relay.address.family()) {
+                Some(family) if allocation.is_live(now.mono) && self.end_family(slot, family) => self.record(slot, now),
+                _ => self.end(slot, EndReason::Expired),
+            }
         }
     }
 
@@ -117,9 +149,8 @@ impl Server {
     }
 
     /// Brings an allocation back; see [`super::Input::Restore`].
-    pub(super) fn restore(&mut self, now: Now, mut record: Record, path: Path) {
-        // One relayed address is all an allocation has today; a writer that gives it more is newer.
-        let surplus = record.relayed.split_off(record.relayed.len().min(1));
+    pub(super) fn restore(&mut self, now: Now, record: Record, path: Path) {
+        let (relays, surplus) = split(&record, now, self.settings.limits.max_lifetime);
         let held = self.table.by_id(record.id);
         if let Some(slot) = held {
             let allocation = self.table.get(slot);
@@ -129,8 +160,13 @@ impl Server {
             {
                 return;
             }
-            // Its names and its address stay: the same allocation, as of later.
-            self.table.remove(slot);
+            // The same allocation, as of later; an address that it gave up since goes back.
+            let before = self.table.remove(slot);
+            for relay in before.relays().iter() {
+                if !record.relayed.iter().any(|relayed| relayed.bound == relay.address.bound) {
+                    self.release(relay.address, &before.username);
+                }
+            }
         }
         let reason = if record.expires_at <= now.wall {
             Some(EndReason::Expired)
@@ -143,7 +179,7 @@ impl Server {
         };
         let reason = match reason {
             Some(reason) => reason,
-            None if self.reinsert(now, &record, path) => {
+            None if self.reinsert(now, &record, relays, path) => {
                 self.release_all(&surplus, &record.username);
                 return;
             }
@@ -157,11 +193,10 @@ impl Server {
             reason,
         }));
         self.release_all(&record.relayed, &record.username);
-        self.release_all(&surplus, &record.username);
     }
 
     /// Gives addresses back that no allocation holds.
-    fn release_all(&mut self, relayed: &[RelayedAddr], username: &[u8]) {
+    pub(super) fn release_all(&mut self, relayed: &[RelayedAddr], username: &[u8]) {
         for relayed in relayed {
             if self.table.by_bound(&relayed.bound).is_none() {
                 self.release(*relayed, username);
@@ -169,38 +204,32 @@ impl Server {
         }
     }
 
-    fn reinsert(&mut self, now: Now, record: &Record, path: Path) -> bool {
-        let &[relayed] = &record.relayed[..] else {
-            return false;
-        };
-        // No deadline is longer than a client could have got it: the wall clock may have been set back.
-        let lifetime = Duration::from_secs(self.settings.limits.max_lifetime.into());
+    fn reinsert(&mut self, now: Now, record: &Record, relays: Relays, path: Path) -> bool {
         let Some(slot) = self.table.insert(Beginning {
             id: record.id,
             five_tuple: record.five_tuple,
             path,
-            relayed,
+            relays,
             peer_transport: record.peer_transport,
             username: record.username.as_slice().into(),
             created_at: record.created_at,
-            deadline: mono(record.expires_at, now, lifetime),
         }) else {
             return false;
         };
         let policy = &self.settings.policy;
-        let family = relayed.family();
+        let has = |ip: IpAddr| relays.of(Family::of(ip)).is_some();
         let allocation = self.table.get_mut(slot);
         allocation.epoch = record.epoch;
         allocation.sequence = record.sequence;
         for (ip, end) in &record.permissions {
-            if *end > now.wall && Family::of(*ip) == family && policy.check_ip(*ip).is_ok() {
+            if *end > now.wall && has(*ip) && policy.check_ip(*ip).is_ok() {
                 allocation.permissions.install(*ip, mono(*end, now, PERMISSION_LIFETIME));
             }
         }
         for (number, peer, end) in &record.channels {
             if let Some(number) = ChannelNumber::new(*number)
                 && *end > now.wall
-                && Family::of(peer.ip()) == family
+                && has(peer.ip())
                 && policy.check(*peer).is_ok()
             {
                 let deadline = mono(*end, now, CHANNEL_LIFETIME);
@@ -210,6 +239,19 @@ impl Server {
         }
         true
     }
+}
+
+/// The addresses of a record, with their ends on this process's clock, and those that no allocation can have: a second
+/// one of a family, or one that has ended.
+fn split(record: &Record, now: Now, max_lifetime: u32) -> (Relays, Vec<RelayedAddr>) {
+    // No deadline is longer than a client could have got it: the wall clock may have been set back.
+    let longest = Duration::from_secs(max_lifetime.into());
+    let ends = record.family_expires_at.iter().copied().chain(std::iter::repeat(record.expires_at));
+    let live = record.relayed.iter().zip(ends).filter(|(_, end)| *end > now.wall);
+    let relays = Relays::new(live.map(|(address, end)| Relay { address: *address, deadline: mono(end, now, longest) }));
+    let kept = |relayed: &RelayedAddr| relays.of(relayed.family()).is_some_and(|relay| relay.address == *relayed);
+    let surplus = record.relayed.iter().copied().filter(|relayed| !kept(relayed)).collect();
+    (relays, surplus)
 }
 
 /// A deadline in Unix milliseconds.

@@ -155,10 +155,10 @@ fn a_record_is_not_believed_beyond_its_bounds() {
         (0x4001, peer("10.0.0.1:9"), u64::MAX),
         (0x5000, peer("192.0.2.4:9"), u64::MAX),
     ];
-    record.relayed.push(RelayedAddr { bound: addr("[2001:db8::7]:50000"), advertised: addr("[2001:db8::7]:50000") });
+    record.relayed.push(RelayedAddr { bound: addr("10.0.0.5:50009"), advertised: addr("198.51.100.7:50009") });
     let mut lab = restarted(&before);
     lab.restore(record.clone());
-    // The second address of a newer writer is nobody's here.
+    // A second address of one family is nobody's.
     assert_eq!(releases(&lab.outputs()), 1);
     let back = lab.server.records(lab.now).next().expect("restored");
     assert_eq!(back.expires_at, lab.now.wall + 3_600_000);

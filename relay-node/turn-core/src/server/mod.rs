@@ -8,6 +8,7 @@
 //! | `relay` | packets between client and peers |
 //! | `tcp` | TCP allocations (RFC 6062): Connect, ConnectionBind, ConnectionAttempt |
 //! | `lifecycle` | records, restore, ends, new settings |
+//! | `relays` | one relayed address, or one of each family |
 //! | `table`, `timer` | the allocations and their indexes |
 
 mod allocate;
@@ -21,6 +22,7 @@ mod lifecycle;
 mod permission;
 mod refresh;
 mod relay;
+mod relays;
 mod reply;
 mod table;
 mod tcp;
@@ -580,7 +582,7 @@ impl Server {
     pub fn records(&self, now: Now) -> impl Iterator<Item = Record> + '_ {
         self.table
             .iter()
-            .filter(move |allocation| allocation.deadline() > now.mono)
+            .filter(move |allocation| allocation.is_live(now.mono))
             .map(move |allocation| self.record_of(allocation, now))
     }
 }

@@ -42,6 +42,11 @@ impl Permissions {
         self.0.len() != before
     }
 
+    /// Forgets a family, whose relayed address has gone (RFC 8656 §8.1).
+    pub(super) fn forget(&mut self, family: Family) {
+        self.0.retain(|(ip, _)| Family::of(*ip) != family);
+    }
+
     /// How many there would be with these IPs too, each of which is named once.
     pub(super) fn len_with(&self, ips: &[IpAddr]) -> usize {
         self.0.len() + ips.iter().filter(|ip| self.find(**ip).is_err()).count()
@@ -70,8 +75,7 @@ impl Server {
         if ips.is_empty() {
             return Err(ErrorCode::BAD_REQUEST);
         }
-        let family = allocation.relayed().family();
-        if ips.iter().any(|ip| Family::of(*ip) != family) {
+        if ips.iter().any(|ip| allocation.relays().of(Family::of(*ip)).is_none()) {
             return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
         }
         ips.sort_unstable();

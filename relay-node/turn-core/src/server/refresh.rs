@@ -3,33 +3,49 @@
 use super::allocate::{lifetime, remaining};
 use super::auth::User;
 use super::reply::Request;
-use super::{Server, Verdict};
-use crate::EndReason;
+use super::table::Slot;
+use super::{Now, Server, Verdict};
 use crate::wire::ErrorCode;
 use crate::wire::attribute::{Lifetime, RequestedAddressFamily};
+use crate::{EndReason, Family};
 
 impl Server {
     /// RFC 8656 §8.2. A deletion that comes again is 437, as its note says: the client takes it for success.
     pub(super) fn refresh(&mut self, request: &Request<'_>, user: &User<'_>) -> Result<Verdict, ErrorCode> {
         let slot = self.held(request, user)?;
-        let family: Option<RequestedAddressFamily> = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
-        if family.is_some_and(|RequestedAddressFamily(family)| family != self.table.get(slot).relayed().family() as u8)
-        {
-            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
-        }
+        let requested = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+        let family = self.family_of(slot, requested)?;
         let proposed = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
         let granted = if proposed == Some(Lifetime(0)) {
-            self.end(slot, EndReason::Deleted);
+            self.delete(slot, family, request.now);
             Lifetime(0)
         } else {
             let lifetime = lifetime(proposed, &self.settings.limits);
-            self.table.set_deadline(slot, request.now.mono + lifetime);
+            self.table.set_deadline(slot, family, request.now.mono + lifetime);
             self.record(slot, request.now);
             remaining(lifetime)
         };
         Ok(self.success(request, user, |writer| {
             writer.attribute(&granted);
         }))
+    }
+
+    /// RFC 8656 §8.1: which family a Refresh is about; without REQUESTED-ADDRESS-FAMILY all there are.
+    fn family_of(&self, slot: Slot, requested: Option<RequestedAddressFamily>) -> Result<Option<Family>, ErrorCode> {
+        let Some(RequestedAddressFamily(number)) = requested else {
+            return Ok(None);
+        };
+        let mut held = self.table.get(slot).relays().iter().map(|relay| relay.address.family());
+        // RFC 8656 §8.2: 443 for a family that the allocation has not.
+        held.find(|family| *family as u8 == number).map(Some).ok_or(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH)
+    }
+
+    /// Ends an allocation, or the part of it in one family (RFC 8656 §8.1).
+    fn delete(&mut self, slot: Slot, family: Option<Family>, now: Now) {
+        match family {
+            Some(family) if self.end_family(slot, family) => self.record(slot, now),
+            _ => self.end(slot, EndReason::Deleted),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::table::Allocation;
 use super::{DropReason, Head, Host, IpMeta, Now, Out, Route, Server, Verdict};
 use crate::wire::attribute::XorPeerAddress;
 use crate::wire::{ChannelData, Class, MessageWriter, Method, TransactionId, padded};
-use crate::{FiveTuple, PeerAddr, RelayedAddr};
+use crate::{Family, FiveTuple, PeerAddr, RelayedAddr};
 
 /// The two bits of ECN in [`IpMeta::dscp_ecn`].
 const ECN: u8 = 0b11;
@@ -22,13 +22,16 @@ fn max_datagram(to: SocketAddr) -> usize {
 
 /// Sends `payload` of the packet in hand to a peer that was found permitted, wherever that peer is.
 pub(super) fn to_peer(
+    now: Now,
     allocation: &Allocation,
     to: PeerAddr,
     payload: Range<usize>,
     ip: IpMeta,
     host: &impl Host,
 ) -> Verdict {
-    let via = allocation.relayed();
+    let Some(via) = allocation.relays().live(Family::of(to.ip()), now.mono) else {
+        return Verdict::Drop(DropReason::NoAllocation);
+    };
     let out = match host.route(to) {
         Route::Internet => Out::Peer { via, to },
         Route::Worker(worker) => Out::Worker { worker, via, to },
@@ -51,7 +54,7 @@ impl Server {
     /// The allocation of a five-tuple, if its time has not come.
     pub(super) fn live(&self, now: Now, from: &FiveTuple) -> Option<&Allocation> {
         let slot = self.table.by_five_tuple(from)?;
-        Some(self.table.get(slot)).filter(|allocation| allocation.deadline() > now.mono)
+        Some(self.table.get(slot)).filter(|allocation| allocation.is_live(now.mono))
     }
 
     /// RFC 8656 §11.3 and §12.7.
@@ -67,7 +70,7 @@ impl Server {
             return Verdict::Drop(DropReason::NoAllocation);
         };
         let allocation = self.table.get(slot);
-        if allocation.deadline() <= now.mono || allocation.peer_connections().is_some() {
+        if allocation.relays().live(relayed.family(), now.mono).is_none() || allocation.peer_connections().is_some() {
             return Verdict::Drop(DropReason::NoAllocation);
         }
         // RFC 8656 §9: only the IP is compared.

@@ -1,5 +1,5 @@
 //! The allocations and the indexes into them. The only file that may break an invariant: each allocation is found by
-//! its five-tuple, its bound relayed address, its id and, if it has one, its connection, and has one timer.
+//! its five-tuple, each of its bound relayed addresses, its id and, if it has one, its connection, and has one timer.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
@@ -10,11 +10,13 @@ use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
 use super::permission::Permissions;
+use super::relays::{Relay, Relays};
 use super::tcp::PeerConnections;
 use super::timer::Timers;
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
-use crate::{AllocationId, ConnectionId, FiveTuple, Path, PeerTransport, RelayedAddr};
+use crate::wire::error_code::AddressErrorCode;
+use crate::{AllocationId, ConnectionId, Family, FiveTuple, Path, PeerTransport};
 
 /// Place of an allocation while it lives.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -32,18 +34,17 @@ pub(super) struct Allocation {
     pub(super) id: AllocationId,
     five_tuple: FiveTuple,
     path: Path,
-    relayed: RelayedAddr,
+    relays: Relays,
     /// USERNAME of the Allocate.
     pub(super) username: Box<[u8]>,
     /// Of the Allocate, to know it again (RFC 8656 §7.2, note); unknown after a restore.
     pub(super) transaction_id: Option<TransactionId>,
-    /// ADDITIONAL-ADDRESS-FAMILY was asked for, so a retransmission is told again that it is not there.
-    pub(super) additional_family_refused: bool,
+    /// ADDRESS-ERROR-CODE of the success answer, for a retransmission of the request.
+    pub(super) address_error: Option<AddressErrorCode>,
     /// RESERVATION-TOKEN of the success answer, for a retransmission of the request.
     pub(super) reservation: Option<ReservationToken>,
     /// Unix milliseconds.
     pub(super) created_at: u64,
-    deadline: Instant,
     /// Ownership under which it was last written.
     pub(super) epoch: u64,
     pub(super) sequence: u64,
@@ -58,11 +59,11 @@ pub(super) struct Beginning {
     pub(super) id: AllocationId,
     pub(super) five_tuple: FiveTuple,
     pub(super) path: Path,
-    pub(super) relayed: RelayedAddr,
+    /// At least one.
+    pub(super) relays: Relays,
     pub(super) peer_transport: PeerTransport,
     pub(super) username: Box<[u8]>,
     pub(super) created_at: u64,
-    pub(super) deadline: Instant,
 }
 
 impl Allocation {
@@ -74,12 +75,13 @@ impl Allocation {
         self.path
     }
 
-    pub(super) fn relayed(&self) -> RelayedAddr {
-        self.relayed
+    pub(super) fn relays(&self) -> &Relays {
+        &self.relays
     }
 
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
+    /// Whether any of its relayed addresses has not ended.
+    pub(super) fn is_live(&self, now: Instant) -> bool {
+        self.relays.last_end().is_some_and(|end| end > now)
     }
 
     pub(super) fn peer_transport(&self) -> PeerTransport {
@@ -162,10 +164,11 @@ impl Table {
 
     /// Adds an allocation and arms its timer; `None`, and no change, if any of its names is taken.
     pub(super) fn insert(&mut self, beginning: Beginning) -> Option<Slot> {
-        let Beginning { id, five_tuple, path, relayed, peer_transport, username, created_at, deadline } = beginning;
+        let Beginning { id, five_tuple, path, relays, peer_transport, username, created_at } = beginning;
         let connection = connection(path);
+        let first_end = relays.first_end()?;
         if self.slot_by_five_tuple.contains_key(&five_tuple)
-            || self.slot_by_bound.contains_key(&relayed.bound)
+            || relays.iter().any(|relay| self.slot_by_bound.contains_key(&relay.address.bound))
             || self.slot_by_id.contains_key(&id)
             || connection.is_some_and(|connection| self.slot_by_connection.contains_key(&connection))
         {
@@ -179,13 +182,12 @@ impl Table {
             id,
             five_tuple,
             path,
-            relayed,
+            relays,
             username,
             transaction_id: None,
-            additional_family_refused: false,
+            address_error: None,
             reservation: None,
             created_at,
-            deadline,
             epoch: 0,
             sequence: 0,
             permissions: Permissions::default(),
@@ -193,12 +195,14 @@ impl Table {
             peer_connections: (peer_transport == PeerTransport::Tcp).then(PeerConnections::default),
         });
         self.slot_by_five_tuple.insert(five_tuple, slot);
-        self.slot_by_bound.insert(relayed.bound, slot);
+        for relay in relays.iter() {
+            self.slot_by_bound.insert(relay.address.bound, slot);
+        }
         self.slot_by_id.insert(id, slot);
         if let Some(connection) = connection {
             self.slot_by_connection.insert(connection, slot);
         }
-        self.timers.arm(slot, deadline);
+        self.timers.arm(slot, first_end);
         Some(slot)
     }
 
@@ -207,7 +211,9 @@ impl Table {
         let allocation = self.slots[slot.index()].take().expect("slot of a live allocation");
         self.free.push(slot);
         self.slot_by_five_tuple.remove(&allocation.five_tuple);
-        self.slot_by_bound.remove(&allocation.relayed.bound);
+        for relay in allocation.relays.iter() {
+            self.slot_by_bound.remove(&relay.address.bound);
+        }
         self.slot_by_id.remove(&allocation.id);
         if let Some(connection) = connection(allocation.path) {
             self.slot_by_connection.remove(&connection);
@@ -217,10 +223,28 @@ impl Table {
         allocation
     }
 
-    /// Moves the end of an allocation.
-    pub(super) fn set_deadline(&mut self, slot: Slot, deadline: Instant) {
-        self.get_mut(slot).deadline = deadline;
-        self.timers.arm(slot, deadline);
+    /// Moves the end of one family of an allocation, or of all there are.
+    pub(super) fn set_deadline(&mut self, slot: Slot, family: Option<Family>, deadline: Instant) {
+        self.get_mut(slot).relays.set_deadline(family, deadline);
+        self.rearm(slot);
+    }
+
+    /// Takes one relayed address from an allocation that has another; `None`, and no change, if it has not.
+    pub(super) fn remove_relay(&mut self, slot: Slot, family: Family) -> Option<Relay> {
+        let relays = &mut self.get_mut(slot).relays;
+        if relays.iter().count() < 2 {
+            return None;
+        }
+        let relay = relays.remove(family)?;
+        self.slot_by_bound.remove(&relay.address.bound);
+        self.rearm(slot);
+        Some(relay)
+    }
+
+    fn rearm(&mut self, slot: Slot) {
+        if let Some(first_end) = self.get(slot).relays.first_end() {
+            self.timers.arm(slot, first_end);
+        }
     }
 
     /// Changes the datagram way back to the client; a connection is for the life of the allocation.
@@ -256,7 +280,7 @@ impl Table {
         self.connection_timers.next().filter(|(deadline, _)| *deadline <= now).map(|(_, slot)| slot)
     }
 
-    /// An allocation that has ended by `now`, if there is one.
+    /// An allocation with a relayed address that has ended by `now`, if there is one.
     pub(super) fn due(&self, now: Instant) -> Option<Slot> {
         self.timers.next().filter(|(deadline, _)| *deadline <= now).map(|(_, slot)| slot)
     }
@@ -348,7 +372,18 @@ mod tests {
     use rand_core::{Rng, SeedableRng};
 
     use super::*;
-    use crate::{ListenerId, Transport};
+    use crate::{ListenerId, RelayedAddr, Transport};
+
+    /// Every third has an IPv6 address that ends later.
+    fn relays(number: u32, start: Instant) -> Relays {
+        let relay = |ip: &str, seconds: u32| {
+            let address = SocketAddr::new(ip.parse().expect("literal"), number as u16);
+            let address = RelayedAddr { bound: address, advertised: address };
+            Relay { address, deadline: start + Duration::from_secs(seconds.into()) }
+        };
+        let second = number.is_multiple_of(3).then(|| relay("2001:db8::7", number + 5));
+        Relays::new([relay("198.51.100.7", number)].into_iter().chain(second))
+    }
 
     fn beginning(number: u32, start: Instant) -> Beginning {
         let port = number as u16;
@@ -362,23 +397,22 @@ mod tests {
             },
             path: if stream { Path::Connection(ConnectionId(number.into())) } else { Path::Listener(ListenerId(0)) },
             peer_transport: PeerTransport::Udp,
-            relayed: RelayedAddr {
-                bound: SocketAddr::from(([10, 0, 0, 5], port)),
-                advertised: SocketAddr::from(([198, 51, 100, 7], port)),
-            },
+            relays: relays(number, start),
             username: Box::default(),
             created_at: 0,
-            deadline: start + Duration::from_secs(number.into()),
         }
     }
 
     /// Every index knows exactly the allocations there are.
     fn check(table: &Table) {
-        let mut connections = 0;
+        let (mut connections, mut bound) = (0, 0);
         for slot in table.slots() {
             let allocation = table.get(slot);
             assert_eq!(table.by_five_tuple(&allocation.five_tuple), Some(slot));
-            assert_eq!(table.by_bound(&allocation.relayed.bound), Some(slot));
+            for relay in allocation.relays.iter() {
+                assert_eq!(table.by_bound(&relay.address.bound), Some(slot));
+                bound += 1;
+            }
             assert_eq!(table.by_id(allocation.id), Some(slot));
             if let Some(connection) = connection(allocation.path) {
                 assert_eq!(table.by_connection(connection), Some(slot));
@@ -389,11 +423,11 @@ mod tests {
         assert_eq!(table.len(), len);
         assert_eq!(table.iter().count(), len);
         assert_eq!(table.slot_by_five_tuple.len(), len);
-        assert_eq!(table.slot_by_bound.len(), len);
+        assert_eq!(table.slot_by_bound.len(), bound);
         assert_eq!(table.slot_by_id.len(), len);
         assert_eq!(table.slot_by_connection.len(), connections);
         assert_eq!(table.slots.len(), len + table.free.len());
-        assert_eq!(table.next_deadline(), table.iter().map(|allocation| allocation.deadline).min());
+        assert_eq!(table.next_deadline(), table.iter().filter_map(|allocation| allocation.relays.first_end()).min());
     }
 
     #[test]
@@ -404,13 +438,19 @@ mod tests {
         for _ in 0..3000 {
             let number = rng.next_u32() % 40;
             let known = table.by_id(AllocationId::new(number.into(), [0; 10]));
-            match (rng.next_u32() % 3, known) {
+            match (rng.next_u32() % 4, known) {
                 (0, Some(slot)) => {
                     table.remove(slot);
                 }
                 (1, Some(slot)) => {
-                    table.set_deadline(slot, start + Duration::from_secs(u64::from(rng.next_u32() % 50)));
+                    let family = [None, Some(Family::V4), Some(Family::V6)][rng.next_u32() as usize % 3];
+                    table.set_deadline(slot, family, start + Duration::from_secs(u64::from(rng.next_u32() % 50)));
                     table.set_datagram_path(slot, Path::Listener(ListenerId(1)));
+                }
+                (2, Some(slot)) => {
+                    let before = table.get(slot).relays.iter().count();
+                    let family = [Family::V4, Family::V6][rng.next_u32() as usize % 2];
+                    assert_eq!(table.remove_relay(slot, family).is_some(), before == 2, "never the last one");
                 }
                 (_, known) => {
                     let inserted = table.insert(beginning(number, start));
@@ -430,7 +470,7 @@ mod tests {
         table.insert(taken()).expect("empty table");
         let cases: [(&str, Beginning); 4] = [
             ("five-tuple", Beginning { five_tuple: taken().five_tuple, ..fresh() }),
-            ("relayed address", Beginning { relayed: taken().relayed, ..fresh() }),
+            ("relayed address", Beginning { relays: taken().relays, ..fresh() }),
             ("id", Beginning { id: taken().id, ..fresh() }),
             ("connection", Beginning { path: taken().path, ..fresh() }),
         ];
@@ -451,7 +491,7 @@ mod tests {
         assert_eq!(table.due(start), None);
         let mut ended = Vec::new();
         while let Some(slot) = table.due(start + Duration::from_secs(2)) {
-            ended.push(table.remove(slot).relayed.port());
+            ended.extend(table.remove(slot).relays.of(Family::V4).map(|relay| relay.address.port()));
         }
         assert_eq!(ended, [1, 2]);
     }

@@ -92,6 +92,11 @@ impl PeerConnections {
         Some(self.0.swap_remove(index))
     }
 
+    /// Takes out those of a family, whose relayed address has gone (RFC 8656 §8.1).
+    pub(super) fn forget(&mut self, family: Family) -> Vec<PeerConnectionId> {
+        self.0.extract_if(.., |connection| Family::of(connection.peer.ip()) == family).map(|ended| ended.id).collect()
+    }
+
     /// Takes out what a policy forbids, but for a Connect that still has to be answered: its time has come.
     fn enforce(&mut self, policy: &Policy, now: Instant) -> Vec<PeerConnectionId> {
         let mut ended = Vec::new();
@@ -137,16 +142,14 @@ impl Server {
     ) -> Result<Verdict, ErrorCode> {
         let slot = self.held(request, user)?;
         let allocation = self.table.get(slot);
-        let relayed = allocation.relayed();
         let connections = allocation.peer_connections().ok_or(ErrorCode::ALLOCATION_MISMATCH)?;
         let Ok(Some(XorPeerAddress(address))) = request.message.attribute() else {
             return Err(ErrorCode::BAD_REQUEST);
         };
         let peer = PeerAddr::new(address);
         // As written, not canonical: an IPv4-mapped address is of no IPv4 allocation's family and in no policy.
-        if Family::of(address.ip()) != relayed.family() {
-            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
-        }
+        let relay = allocation.relays().of(Family::of(address.ip()));
+        let relayed = relay.ok_or(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH)?.address;
         if connections.has_peer(peer) {
             return Err(ErrorCode::CONNECTION_ALREADY_EXISTS);
         }
@@ -240,7 +243,10 @@ impl Server {
 
     /// RFC 6062 §5.3.
     fn peer_arrived(&mut self, now: Now, relayed: &RelayedAddr, id: PeerConnectionId, peer: PeerAddr) -> Verdict {
-        let slot = self.table.by_bound(&relayed.bound).filter(|slot| self.table.get(*slot).deadline() > now.mono);
+        let slot = self
+            .table
+            .by_bound(&relayed.bound)
+            .filter(|slot| self.table.get(*slot).relays().live(relayed.family(), now.mono).is_some());
         let refused = match slot.map(|slot| (slot, self.table.get(slot))) {
             None => Err(DropReason::NoAllocation),
             Some((slot, allocation)) => match allocation.peer_connections() {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::attribute::{Attribute, AttributeSet, AttributeType, XorPeerAddress};
+use super::attribute::{Attribute, AttributeSet, AttributeType, XorPeerAddress, XorRelayedAddress};
 use super::integrity::{self, FINGERPRINT_LEN, MESSAGE_INTEGRITY_LEN};
 use super::padded;
 
@@ -294,13 +294,20 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Every XOR-PEER-ADDRESS in order: the one attribute of which all occurrences count (RFC 8656 §10.1).
+    /// Every XOR-PEER-ADDRESS in order: all occurrences count (RFC 8656 §10.1).
     pub fn peer_addresses(&self) -> impl Iterator<Item = Result<XorPeerAddress, AttributeError>> + '_ {
-        Walk::new(&self.bytes[..self.end]).filter(|(attribute, _)| *attribute == AttributeType::XOR_PEER_ADDRESS).map(
-            |(attribute, range)| {
-                XorPeerAddress::decode(&self.bytes[range], &self.transaction_id).ok_or(AttributeError(attribute))
-            },
-        )
+        self.every()
+    }
+
+    /// Every XOR-RELAYED-ADDRESS in order: two for a dual allocation (RFC 8656 §7.2).
+    pub fn relayed_addresses(&self) -> impl Iterator<Item = Result<XorRelayedAddress, AttributeError>> + '_ {
+        self.every()
+    }
+
+    fn every<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + '_ {
+        Walk::new(&self.bytes[..self.end]).filter(|(attribute, _)| *attribute == A::TYPE).map(|(attribute, range)| {
+            A::decode(&self.bytes[range], &self.transaction_id).ok_or(AttributeError(attribute))
+        })
     }
 
     /// The comprehension-required attributes that are in no name here or in `declined` (RFC 8489 §6.3.1).
