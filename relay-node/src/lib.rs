@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`certificates`] | what TLS and DTLS are served with; read anew when a file changes |
 //! | [`config`] | what is written (TOML, environment, flags) and what is checked |
 //! | [`dataplane`] | one worker thread per core: sockets, the loop, rings between workers |
 //! | [`registry`] | node-wide slow-path state: bound ports, counts per user |
@@ -9,6 +10,7 @@
 //! | [`control`] | the session with a controller |
 //! | [`sys`] | the only unsafe code |
 
+pub mod certificates;
 pub mod config;
 pub mod control;
 pub mod dataplane;

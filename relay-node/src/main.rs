@@ -98,7 +98,11 @@ async fn serve(settings: Settings) -> anyhow::Result<(ExitCode, Arc<Dataplane>)>
     }
 
     let restored = records.len();
-    let config = settings.dataplane(control.epoch(), journal, control.user_quota());
+    let mut config = settings.dataplane(control.epoch(), journal, control.user_quota());
+    config.streams.web_server = settings.streams.web_server(tokio::runtime::Handle::current());
+    if let Some(certificates) = &settings.streams.certificates {
+        tokio::spawn(Arc::clone(certificates).watch());
+    }
     let (dataplane, changes) = Dataplane::start(config, control.turn_settings(), records)?;
     let dataplane = Arc::new(dataplane);
     status.serves(&dataplane);

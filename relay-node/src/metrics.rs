@@ -12,6 +12,7 @@ const ALLOCATIONS: &str = "turn_allocations";
 const CONNECTIONS: &str = "turn_connections";
 const RELAYED_PACKETS: &str = "turn_relayed_packets_total";
 const RELAYED_BYTES: &str = "turn_relayed_bytes_total";
+const REFUSED_CONNECTIONS: &str = "turn_refused_connections_total";
 const DROPPED: &str = "turn_dropped_packets_total";
 const REQUESTS: &str = "turn_requests_total";
 const CROSSED: &str = "turn_crossed_packets_total";
@@ -62,6 +63,7 @@ fn describe() {
     describe_counter!(RELAYED_PACKETS, "Packets relayed, by worker and direction");
     describe_counter!(RELAYED_BYTES, Unit::Bytes, "Application bytes relayed, by worker and direction");
     describe_counter!(DROPPED, "Packets dropped, by worker and reason");
+    describe_counter!(REFUSED_CONNECTIONS, "Stream connections closed before they were of use, by worker and reason");
     describe_counter!(REQUESTS, "Requests answered, by worker, method and error code (0 is success)");
     describe_counter!(CROSSED, "Packets handed to the worker that owns their shard, by the worker that got them");
     describe_counter!(WORKER_CPU, Unit::Seconds, "CPU time of a worker's thread");
@@ -102,6 +104,9 @@ fn publish(workers: &[WorkerSnapshot]) {
         }
         for (reason, count) in &worker.dropped {
             counter!(DROPPED, "worker" => label.clone(), "reason" => *reason).absolute(*count);
+        }
+        for (reason, count) in &worker.refused_connections {
+            counter!(REFUSED_CONNECTIONS, "worker" => label.clone(), "reason" => *reason).absolute(*count);
         }
         for (method, code, count) in &worker.answers {
             counter!(REQUESTS, "worker" => label.clone(), "method" => *method, "code" => code.to_string())

@@ -57,6 +57,18 @@ pub struct Arguments {
     /// Client-facing addresses [default: udp://0.0.0.0:3478,tcp://0.0.0.0:3478]
     #[arg(long, env = "TURNPIKE_LISTEN", value_name = "URL,..", help_heading = ADDRESSES, hide_env = true)]
     listen: Option<String>,
+    /// What TLS is served with, the default first
+    #[arg(long, env = "TURNPIKE_CERTIFICATES", value_name = "FILE:KEYFILE,..", help_heading = ADDRESSES, hide_env = true)]
+    certificates: Option<String>,
+    /// Host name by which clients reach this relay over TLS [default: its IP]
+    #[arg(long, env = "TURNPIKE_PUBLIC_HOST", value_name = "NAME", help_heading = ADDRESSES, hide_env = true)]
+    public_host: Option<String>,
+    /// Load balancers whose PROXY headers are believed
+    #[arg(long, env = "TURNPIKE_TRUSTED_PROXIES", value_name = "CIDR,..", help_heading = ADDRESSES, hide_env = true)]
+    trusted_proxies: Option<String>,
+    /// Where TLS connections for other hosts and protocols go
+    #[arg(long, env = "TURNPIKE_WEB_SERVER", value_name = "IP:PORT", help_heading = ADDRESSES, hide_env = true)]
+    web_server: Option<String>,
     /// IPv4 that relayed sockets bind [default: the listen address, or the default route's source]
     #[arg(long, env = "TURNPIKE_RELAY_IP", value_name = "IP", help_heading = ADDRESSES, hide_env = true)]
     relay_ip: Option<String>,
@@ -133,12 +145,16 @@ pub struct Arguments {
 impl Arguments {
     /// The keys that a variable or a flag sets.
     pub(crate) fn overrides(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all: [(&'static str, &Option<String>); 27] = [
+        let all: [(&'static str, &Option<String>); 31] = [
             ("node_id", &self.node_id),
             ("region", &self.region),
             ("zone", &self.zone),
             ("state_dir", &self.state_dir),
             ("listen", &self.listen),
+            ("certificates", &self.certificates),
+            ("public_host", &self.public_host),
+            ("trusted_proxies", &self.trusted_proxies),
+            ("web_server", &self.web_server),
             ("relay_ip", &self.relay_ip),
             ("public_ip", &self.public_ip),
             ("relay_ip6", &self.relay_ip6),

@@ -8,6 +8,7 @@ use turn_core::policy::Network;
 use turn_core::{Family, Key, KeyRing, Policy, StaticUser, Transport};
 
 use super::machine::{Machine, ephemeral_overlap};
+use super::streams::Streams;
 use super::{Config, ConfigError};
 use crate::dataplane::{DataplaneConfig, Listen, RelayIp};
 
@@ -29,6 +30,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Client-facing addresses, at least one.
     pub listen: Vec<Listen>,
+    /// TLS, and what stands before it.
+    pub streams: Streams,
     /// Relay IPs, IPv4 first, at least one, at most one per family.
     pub relay_ips: Vec<RelayIp>,
     /// Identity of the allocations: the first advertised relay IP.
@@ -144,6 +147,7 @@ impl Config {
             static_users: static_users(&self.static_users)?,
             controllers: self.controllers()?,
             http: http(&self.http, &listen)?,
+            streams: self.streams(&listen)?,
             listen,
             node_id: self.node_id,
             region: self.region,
@@ -298,13 +302,13 @@ impl Settings {
             user_quota,
             stream_send_cap: self.stream_send_cap,
             max_connections: self.max_connections,
+            streams: self.streams.dataplane(),
         }
     }
 
     /// The listen addresses on one line, for people.
     pub fn listen_text(&self) -> String {
-        let all = self.listen.iter().map(|l| format!("{:?}://{}", l.transport, l.bind));
-        all.collect::<Vec<_>>().join(",").to_lowercase()
+        self.listen.iter().map(text_of).collect::<Vec<_>>().join(",")
     }
 
     /// Says so if other programs may be given ports that relayed addresses need.
@@ -375,7 +379,8 @@ fn listeners(written: &[String]) -> Result<Vec<Listen>, ConfigError> {
         let transport = match scheme {
             "udp" => Transport::Udp,
             "tcp" => Transport::Tcp,
-            _ => return Err(wrong(format!("{text:?} must start with udp:// or tcp://"))),
+            "tls" => Transport::Tls,
+            _ => return Err(wrong(format!("{text:?} must start with udp://, tcp:// or tls://"))),
         };
         let bind: SocketAddr =
             address.parse().map_err(|_| wrong(format!("{text:?} must end in IP:PORT, as in udp://0.0.0.0:3478")))?;
@@ -384,12 +389,13 @@ fn listeners(written: &[String]) -> Result<Vec<Listen>, ConfigError> {
         }
         let overlaps = |other: &&Listen| {
             let (a, b) = (other.bind.ip(), bind.ip());
-            other.transport == transport
+            other.transport.is_stream() == transport.is_stream()
                 && other.bind.port() == bind.port()
                 && (a == b || (Family::of(a) == Family::of(b) && (a.is_unspecified() || b.is_unspecified())))
         };
         if let Some(other) = all.iter().find(overlaps) {
-            let problem = format!("{text:?} is already served by {scheme}://{}; leave one of them out", other.bind);
+            let other = text_of(other);
+            let problem = format!("{text:?} is already served by {other}; leave one of them out");
             return Err(wrong(problem));
         }
         all.push(Listen { transport, bind });
@@ -398,6 +404,10 @@ fn listeners(written: &[String]) -> Result<Vec<Listen>, ConfigError> {
         return Err(wrong("is empty; name at least one address, as in udp://0.0.0.0:3478".into()));
     }
     Ok(all)
+}
+
+fn text_of(listen: &Listen) -> String {
+    format!("{:?}://{}", listen.transport, listen.bind).to_lowercase()
 }
 
 fn relay_ports(
@@ -457,7 +467,7 @@ fn http(written: &str, listen: &[Listen]) -> Result<Option<SocketAddr>, ConfigEr
     let address: SocketAddr = written.parse().map_err(|_| {
         ConfigError::new("http", format!("{written:?} is not IP:PORT; write 127.0.0.1:9478, or \"\" for none"))
     })?;
-    if listen.iter().any(|l| l.transport == Transport::Tcp && l.bind == address) {
+    if listen.iter().any(|l| l.transport.is_stream() && l.bind == address) {
         return Err(ConfigError::new("http", format!("{address} is in listen too; take another port")));
     }
     Ok(Some(address))

@@ -19,6 +19,16 @@ pub struct Limits {
     pub bytes_per_allocation: u64,
     /// TCP connections to peers of one allocation (RFC 6062).
     pub peer_connections_per_allocation: u32,
+    /// Stream connections per worker that have not shown what they are, or not ended their TLS handshake; one more
+    /// closes the oldest.
+    pub handshakes: u32,
+    /// Seconds a connection may be one of those, 1..=300.
+    pub handshake_seconds: u16,
+    /// Stream connections without an allocation of one source (an IPv4 address, an IPv6 /56) on this relay; 0 for no
+    /// limit.
+    pub connections_per_prefix: u32,
+    /// Connections passed to `web_server` at a time.
+    pub web_connections: u32,
 }
 
 impl Default for Limits {
@@ -30,6 +40,10 @@ impl Default for Limits {
             strangers_per_prefix: core.strangers_per_prefix,
             bytes_per_allocation: core.bytes_per_allocation,
             peer_connections_per_allocation: core.peer_connections_per_allocation as u32,
+            handshakes: 1024,
+            handshake_seconds: 10,
+            connections_per_prefix: 1000,
+            web_connections: 1000,
         }
     }
 }

@@ -7,6 +7,7 @@ mod arguments;
 mod check;
 mod limits;
 mod machine;
+mod streams;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ pub use arguments::Arguments;
 pub use check::{Controllers, LogFormat, Settings, parse_network};
 pub use limits::{Features, Limits};
 use machine::Machine;
+pub use streams::{Streams, WrittenCertificate};
 
 /// The written form. Its defaults run on a laptop once `node_id` and `region` are given.
 #[derive(Clone, Deserialize)]
@@ -31,8 +33,19 @@ pub struct Config {
     /// Where the journal, the epoch and the last session's settings are kept; mode 0700. A relative path starts at the
     /// file's directory, as all paths of the file do.
     pub state_dir: PathBuf,
-    /// Client-facing addresses, `udp://IP:PORT` or `tcp://IP:PORT`; 3478 is TURN's registered port.
+    /// Client-facing addresses, `udp://IP:PORT`, `tcp://IP:PORT` or `tls://IP:PORT`; 3478 is TURN's registered port, 5349
+    /// that of TURN over TLS.
     pub listen: Vec<String>,
+    /// What TLS and DTLS are served with: the default first, others chosen by the name a client asks for.
+    pub certificates: Vec<WrittenCertificate>,
+    /// Host name by which clients reach this relay over TLS; without one its IP is advertised.
+    pub public_host: String,
+    /// Networks of load balancers whose PROXY headers are believed, CIDR.
+    pub trusted_proxies: Vec<String>,
+    /// IP and port where TLS connections for other hosts and protocols go; empty for nowhere.
+    pub web_server: String,
+    /// Tell the web server by PROXY headers (version 2) who its clients are.
+    pub web_server_proxy_protocol: bool,
     /// IPv4 address that relayed sockets bind.
     pub relay_ip: Option<Ipv4Addr>,
     /// IPv4 address that clients and peers see.
@@ -109,6 +122,11 @@ impl Default for Config {
             zone: String::new(),
             state_dir: "/var/lib/turnpike".into(),
             listen: vec!["udp://0.0.0.0:3478".into(), "tcp://0.0.0.0:3478".into()],
+            certificates: Vec::new(),
+            public_host: String::new(),
+            trusted_proxies: Vec::new(),
+            web_server: String::new(),
+            web_server_proxy_protocol: false,
             relay_ip: None,
             public_ip: None,
             relay_ip6: None,
@@ -163,7 +181,8 @@ pub fn load(arguments: &Arguments) -> Result<Settings, ConfigError> {
     for (key, value) in arguments.overrides() {
         config.set(key, value)?;
     }
-    let settings = config.check(&Machine::look())?;
+    let mut settings = config.check(&Machine::look())?;
+    settings.streams.load_certificates()?;
     if let Some(controllers) = &settings.controllers {
         controllers.read_identity()?;
     }
@@ -178,6 +197,9 @@ impl Config {
         let mut config = Self::parse(&text)
             .map_err(|error| ConfigError { problem: format!("{} (in {})", error.problem, file.display()), ..error })?;
         let directory = file.parent().unwrap_or(Path::new(""));
+        for certificate in &mut config.certificates {
+            certificate.start_at(directory);
+        }
         let tls = &mut config.tls;
         for path in [&mut config.state_dir, &mut tls.ca, &mut tls.certificate, &mut tls.key] {
             if !path.as_os_str().is_empty() {
@@ -219,6 +241,10 @@ impl Config {
             "zone" => self.zone = value.into(),
             "state_dir" => self.state_dir = value.into(),
             "listen" => self.listen = list().map(Into::into).collect(),
+            "certificates" => self.certificates = list().map(WrittenCertificate::parse).collect::<Result<_, _>>()?,
+            "public_host" => self.public_host = value.into(),
+            "trusted_proxies" => self.trusted_proxies = list().map(Into::into).collect(),
+            "web_server" => self.web_server = value.into(),
             "relay_ip" => self.relay_ip = optional(key, value, "an IPv4 address")?,
             "public_ip" => self.public_ip = optional(key, value, "an IPv4 address")?,
             "relay_ip6" => self.relay_ip6 = optional(key, value, "an IPv6 address")?,

@@ -21,6 +21,8 @@ const BACKLOG: i32 = 1024;
 pub(super) struct Listener {
     /// What it is bound to; the port is known even where 0 was asked for.
     pub(super) address: SocketAddr,
+    /// What it is advertised as; a stream's first bytes say what is served.
+    pub(super) transport: Transport,
     pub(super) socket: ListenerSocket,
 }
 
@@ -40,16 +42,9 @@ impl Listener {
         self.address.ip().is_unspecified()
     }
 
-    pub(super) fn transport(&self) -> Transport {
-        match self.socket {
-            ListenerSocket::Udp(_) => Transport::Udp,
-            ListenerSocket::Tcp { .. } => Transport::Tcp,
-        }
-    }
-
     /// Whether a client that sent to `server` reached this one.
     pub(super) fn serves(&self, transport: Transport, server: SocketAddr) -> bool {
-        self.transport() == transport
+        self.transport.is_stream() == transport.is_stream()
             && self.address.port() == server.port()
             && (self.address.ip() == server.ip() || self.is_wildcard() && self.address.is_ipv4() == server.is_ipv4())
     }
@@ -64,8 +59,8 @@ pub(super) fn open(listen: &[Listen], workers: u16) -> anyhow::Result<Vec<Vec<Li
     for Listen { transport, bind } in listen {
         let mut address = *bind;
         match transport {
-            Transport::Udp | Transport::Tcp => {}
-            Transport::Tls | Transport::Dtls => bail!("listen: {transport:?} is not served by this version; remove it"),
+            Transport::Udp | Transport::Tcp | Transport::Tls => {}
+            Transport::Dtls => bail!("listen: {transport:?} is not served by this version; remove it"),
         }
         if address.port() != 0 {
             probe(*transport, address).with_context(|| what_to_do(*transport, address))?;
@@ -85,19 +80,19 @@ pub(super) fn open(listen: &[Listen], workers: u16) -> anyhow::Result<Vec<Vec<Li
 fn probe(transport: Transport, address: SocketAddr) -> io::Result<()> {
     let socket = new_socket(transport, address)?;
     socket.bind(&address.into())?;
-    if transport == Transport::Tcp {
+    if transport.is_stream() {
         socket.listen(1)?;
     }
     Ok(())
 }
 
 fn new_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
-    let kind = if transport == Transport::Udp { Type::DGRAM } else { Type::STREAM };
+    let kind = if transport.is_stream() { Type::STREAM } else { Type::DGRAM };
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if transport == Transport::Tcp {
+    if transport.is_stream() {
         // Connections of the process before this one linger in TIME_WAIT.
         socket.set_reuse_address(true)?;
     }
@@ -108,7 +103,7 @@ fn new_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
 fn open_one(transport: Transport, address: SocketAddr, first: bool, workers: u16) -> io::Result<Listener> {
     let socket = new_socket(transport, address)?;
     socket.set_reuse_port(true)?;
-    if transport == Transport::Udp {
+    if !transport.is_stream() {
         if address.is_ipv6() {
             socket.set_recv_tclass_v6(true)?;
         } else {
@@ -124,18 +119,18 @@ fn open_one(transport: Transport, address: SocketAddr, first: bool, workers: u16
     }
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket();
-    let socket = if transport == Transport::Udp {
+    let socket = if !transport.is_stream() {
         ListenerSocket::Udp(socket.into())
     } else {
         socket.listen(BACKLOG)?;
         ListenerSocket::Tcp { listener: socket.into(), paused: None }
     };
-    Ok(Listener { address: bound.unwrap_or(address), socket })
+    Ok(Listener { address: bound.unwrap_or(address), transport, socket })
 }
 
 /// What was tried, for the line an operator reads; the system's own words follow.
 fn what_to_do(transport: Transport, address: SocketAddr) -> String {
-    let name = if transport == Transport::Udp { "udp" } else { "tcp" };
+    let name = format!("{transport:?}").to_lowercase();
     format!(
         "cannot listen on {name}://{address}; another server may have it (ss -lnp), the address may not be of this \
          machine, or a port below 1024 needs CAP_NET_BIND_SERVICE: change `listen` or what is in the way"
@@ -163,7 +158,7 @@ mod tests {
             let addresses: Vec<SocketAddr> = worker.iter().map(|listener| listener.address).collect();
             assert_eq!(addresses, opened[0].iter().map(|listener| listener.address).collect::<Vec<_>>());
             assert!(addresses.iter().all(|address| address.port() != 0));
-            assert_eq!(worker[1].transport(), Transport::Tcp);
+            assert_eq!(worker[1].transport, Transport::Tcp);
         }
         Ok(())
     }

@@ -1,10 +1,15 @@
 //! Starts one worker per core and holds the handles; the only place that knows about cores.
 
+mod accept;
 mod apply;
 mod counters;
 mod listen;
+mod opening;
 mod outgoing;
 mod packet;
+mod prefixes;
+mod proxy;
+mod refusals;
 mod relayed;
 mod restore;
 mod ring;
@@ -12,7 +17,9 @@ pub mod shard;
 mod start;
 mod stream;
 mod streams;
+mod transport;
 mod udp;
+mod web;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +31,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use turn_core::policy::Network;
 use turn_core::{AllocationId, Change, Record, Settings};
 
 use self::start::Starting;
+pub use self::web::WebServer;
 use self::worker::{Command, Shown};
+use crate::certificates::Certificates;
 use crate::journal::Succession;
 use crate::registry::Registry;
 use crate::sys::epoll::Waker;
@@ -79,6 +89,42 @@ pub struct DataplaneConfig {
     pub stream_send_cap: usize,
     /// TCP connections per worker.
     pub max_connections: usize,
+    /// TLS, and how connections are let in.
+    pub streams: StreamConfig,
+}
+
+/// How stream connections are let in.
+#[derive(Clone, Debug)]
+pub struct StreamConfig {
+    /// What TLS is served with; none is no TLS.
+    pub certificates: Option<Arc<Certificates>>,
+    /// A name of this relay that need not be in a certificate.
+    pub public_host: Option<String>,
+    /// Who may say by a PROXY header whom it speaks for.
+    pub trusted_proxies: Vec<Network>,
+    /// Where TLS connections for another host or protocol go; none is nowhere.
+    pub web_server: Option<WebServer>,
+    /// Connections per worker that have not shown what they are, or not ended their TLS handshake. One more closes the
+    /// oldest.
+    pub handshakes: usize,
+    /// How long a connection may be one of those.
+    pub handshake_time: Duration,
+    /// Connections without an allocation of one source (an IPv4 address, an IPv6 /56) on this node; 0 for no limit.
+    pub connections_per_prefix: u32,
+}
+
+impl Default for StreamConfig {
+    fn default() -> Self {
+        Self {
+            certificates: None,
+            public_host: None,
+            trusted_proxies: Vec::new(),
+            web_server: None,
+            handshakes: 1024,
+            handshake_time: Duration::from_secs(10),
+            connections_per_prefix: 1000,
+        }
+    }
 }
 
 /// Counters of one worker, published once a second; a plain copy.
@@ -102,6 +148,8 @@ pub struct WorkerSnapshot {
     pub journal_errors: u64,
     /// Open stream connections.
     pub connections: u64,
+    /// Stream connections closed before they were of use, by label.
+    pub refused_connections: Vec<(&'static str, u64)>,
 }
 
 /// The running data plane.

@@ -9,6 +9,7 @@ use std::thread;
 use anyhow::{Context, anyhow};
 use turn_core::{Change, Record, Server, Settings, WorkerId};
 
+use super::accept::Door;
 use super::listen::Listener;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
@@ -24,6 +25,7 @@ pub(super) struct Starting {
     pub(super) reporting: Reporting,
     pub(super) registry: Arc<Registry>,
     routes: Arc<Routes>,
+    door: Arc<Door>,
     wakers: Vec<Arc<Waker>>,
     /// Rings of the workers that have not been spawned, the first one last.
     ends: Vec<Ends>,
@@ -52,6 +54,7 @@ impl Starting {
             reporting: Reporting { changes, overflow: Arc::new(AtomicBool::new(false)) },
             registry: Arc::new(Registry::new(config.relay_ips.clone(), config.relay_ports.clone(), bounds)),
             routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
+            door: Door::new(&config.streams)?,
             wakers,
             ends,
             ready: mpsc::channel(),
@@ -93,6 +96,7 @@ impl Starting {
             reporting: self.reporting.clone(),
             stream_send_cap: config.stream_send_cap,
             max_connections: config.max_connections,
+            door: Arc::clone(&self.door),
         })
     }
 
@@ -150,7 +154,7 @@ impl Starting {
 
 /// What the listeners are bound to.
 pub(super) fn addresses(listeners: &[Listener]) -> Vec<Listen> {
-    listeners.iter().map(|listener| Listen { transport: listener.transport(), bind: listener.address }).collect()
+    listeners.iter().map(|listener| Listen { transport: listener.transport, bind: listener.address }).collect()
 }
 
 /// The addresses of this machine, if a listener serves them all.

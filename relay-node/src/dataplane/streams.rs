@@ -1,37 +1,33 @@
-//! The stream connections of a worker: accepted, read, ended.
+//! The stream connections of a worker: read, written, ended.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use socket2::{SockRef, Socket};
-use turn_core::{AllocationId, Change, ConnectionId, FiveTuple, Input, IpMeta, Path, Transport, WorkerId};
+use turn_core::{AllocationId, Change, ConnectionId, FiveTuple, Input, IpMeta, Path, WorkerId};
 
+use super::accept::{Door, HalfOpen};
 use super::apply::Origin;
 use super::counters::{Counters, Loss};
-use super::listen::ListenerSocket;
 use super::outgoing::OutgoingQueue;
 use super::packet::Packets;
-use super::stream::{Arrived, Connection, Sent};
+use super::refusals::Refusal;
+use super::stream::{Connection, Sent};
+use super::transport::{Arrived, Scratch};
 use super::udp;
 use super::worker::{Token, Worker};
-use crate::sys::epoll::{Interest, Readiness};
+use crate::sys::epoll::Readiness;
 
-/// Connections accepted before others have their turn.
-const ACCEPT_BUDGET: usize = 64;
 /// Reads of one connection before others have their turn.
 const READ_BUDGET: usize = 2;
 /// A connection that sends nothing of use and has no allocation is closed after this; what was sent and never
 /// acknowledged breaks one.
-const IDLE: Duration = Duration::from_secs(30);
-/// How long accepting rests when the process is out of descriptors.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Unsent bytes in the kernel before it takes no more: the rest waits here, where media can still be dropped.
-const KERNEL_QUEUE: u32 = 64 << 10;
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// Bits of a connection id that are its place in the table; above them a serial number, above that the worker.
 const KEY_BITS: u32 = 24;
 const WORKER_SHIFT: u32 = 56;
@@ -41,7 +37,9 @@ pub(super) struct Streams {
     worker: WorkerId,
     send_cap: usize,
     most: usize,
-    table: Slab<Connection>,
+    pub(super) table: Slab<Connection>,
+    pub(super) half_open: HalfOpen,
+    pub(super) scratch: Scratch,
     serial: u32,
     by_allocation: FxHashMap<AllocationId, ConnectionId>,
     /// Whose frame is in the core's hands.
@@ -52,12 +50,14 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    pub(super) fn new(worker: WorkerId, send_cap: usize, most: usize) -> Self {
+    pub(super) fn new(worker: WorkerId, send_cap: usize, most: usize, door: Arc<Door>) -> Self {
         Self {
             worker,
             send_cap,
             most: most.min(1 << KEY_BITS),
             table: Slab::new(),
+            half_open: HalfOpen::new(door),
+            scratch: Scratch::new(),
             serial: 0,
             by_allocation: FxHashMap::default(),
             speaking: None,
@@ -69,6 +69,11 @@ impl Streams {
     /// Open connections.
     pub(super) fn open(&self) -> usize {
         self.table.len()
+    }
+
+    /// Whether there are as many as there may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.table.len() >= self.most
     }
 
     /// The place of a connection, if it is still open.
@@ -84,7 +89,35 @@ impl Streams {
         {
             connection.closing = true;
             self.closing.push(connection.id);
+            self.settle(key);
         }
+    }
+
+    /// Whether a connection has not shown what it is, or not ended its handshake.
+    pub(super) fn is_half_open(&self, key: usize) -> bool {
+        self.table.get(key).is_some_and(|connection| connection.half_open)
+    }
+
+    /// A connection is half-open no longer.
+    pub(super) fn settle(&mut self, key: usize) {
+        if let Some(connection) = self.table.get_mut(key)
+            && std::mem::take(&mut connection.half_open)
+        {
+            self.half_open.settled();
+        }
+    }
+
+    /// A connection is of use: it does not count among those of its source prefix any more.
+    pub(super) fn admitted(&mut self, key: usize) {
+        if let Some(connection) = self.table.get_mut(key) {
+            connection.place = None;
+        }
+    }
+
+    /// Takes a connection out.
+    pub(super) fn remove(&mut self, key: usize) -> Option<Connection> {
+        self.settle(key);
+        self.table.try_remove(key)
     }
 
     /// Keeps track of which connection has an allocation.
@@ -98,6 +131,7 @@ impl Streams {
                 if let Some(key) = self.key(id) {
                     self.table[key].allocation = Some(record.id);
                     self.by_allocation.insert(record.id, id);
+                    self.admitted(key);
                 }
             }
             Change::Put(_) => {}
@@ -109,7 +143,12 @@ impl Streams {
         }
     }
 
-    fn insert(&mut self, socket: TcpStream, five_tuple: FiveTuple, now: Instant) -> (usize, &mut Connection) {
+    pub(super) fn insert(
+        &mut self,
+        socket: TcpStream,
+        five_tuple: FiveTuple,
+        now: Instant,
+    ) -> (usize, &mut Connection) {
         let entry = self.table.vacant_entry();
         let key = entry.key();
         self.serial = self.serial.wrapping_add(1);
@@ -133,7 +172,12 @@ impl Streams {
             let sent = match self.table.get_mut(key) {
                 Some(connection) if !broken => {
                     let item = outgoing.at(position);
-                    connection.send(outgoing.parts(item, packets), item.direction.is_none(), self.send_cap)
+                    connection.send(
+                        outgoing.parts(item, packets),
+                        item.direction.is_none(),
+                        self.send_cap,
+                        &mut self.scratch,
+                    )
                 }
                 _ => Sent::Broken,
             };
@@ -153,79 +197,6 @@ impl Streams {
 }
 
 impl Worker {
-    /// Accepts what waits at a TCP listener.
-    pub(super) fn accept(&mut self, index: usize) {
-        for _ in 0..ACCEPT_BUDGET {
-            let listener = &self.listeners[index];
-            let ListenerSocket::Tcp { listener: socket, .. } = &listener.socket else {
-                return;
-            };
-            let accepted = SockRef::from(socket).accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
-            let (socket, client) = match accepted {
-                Ok((socket, address)) => (socket, address.as_socket()),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        self.pause_accepting(index);
-                        return;
-                    }
-                    Some(libc::EAGAIN) => return,
-                    // One connection that ended before it was accepted (accept(2) names many errors).
-                    _ => continue,
-                },
-            };
-            if self.streams.table.len() >= self.streams.most {
-                self.counters.lost(Loss::Connections);
-                continue;
-            }
-            // What cannot even be set up is gone already.
-            if let Some(client) = client {
-                let _ = self.admit(socket, client);
-            }
-        }
-    }
-
-    fn admit(&mut self, socket: Socket, client: SocketAddr) -> std::io::Result<()> {
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_user_timeout(Some(IDLE))?;
-        socket.set_tcp_notsent_lowat(KERNEL_QUEUE)?;
-        let socket = TcpStream::from(socket);
-        let five_tuple = FiveTuple { transport: Transport::Tcp, client, server: socket.local_addr()? };
-        let (key, connection) = self.streams.insert(socket, five_tuple, self.now.mono);
-        let token = Token::Connection(key).encode();
-        let added = self.epoll.add(connection.socket().as_fd(), token, Interest::Read);
-        if added.is_err() {
-            self.streams.table.remove(key);
-        }
-        added
-    }
-
-    fn pause_accepting(&mut self, index: usize) {
-        tracing::warn!("out of descriptors: new TCP connections wait; raise the limit (LimitNOFILE, ulimit -n)");
-        self.watch_listener(index, Some(self.now.mono + PAUSE));
-    }
-
-    /// Accepts again where accepting has paused long enough.
-    pub(super) fn resume_accepting(&mut self) {
-        for index in 0..self.listeners.len() {
-            if let ListenerSocket::Tcp { paused: Some(until), .. } = self.listeners[index].socket
-                && until <= self.now.mono
-            {
-                self.watch_listener(index, None);
-            }
-        }
-    }
-
-    fn watch_listener(&mut self, index: usize, until: Option<Instant>) {
-        let ListenerSocket::Tcp { listener, paused } = &mut self.listeners[index].socket else {
-            return;
-        };
-        let interest = if until.is_some() { Interest::None } else { Interest::Read };
-        // A listener that epoll knows cannot be refused a change.
-        if self.epoll.modify(listener.as_fd(), Token::Listener(index).encode(), interest).is_ok() {
-            *paused = until;
-        }
-    }
-
     /// A connection has something to read, or room for what waits.
     pub(super) fn on_connection(&mut self, key: usize, ready: Readiness) {
         if ready.writable
@@ -243,31 +214,62 @@ impl Worker {
     }
 
     fn read_connection(&mut self, key: usize) {
-        for _ in 0..READ_BUDGET {
-            if self.packets.room() == 0 {
-                // The rest is still readable in the next turn.
-                return;
-            }
+        let mut reads = 0;
+        loop {
             let Some(connection) = self.streams.table.get_mut(key) else {
                 return;
             };
             if connection.closing {
                 return;
             }
-            let mut ended = false;
-            let filled = self.packets.fill(|buffer| match connection.read(buffer) {
-                Arrived::Bytes(length) => Some(((), length)),
-                Arrived::Nothing => None,
-                Arrived::End => {
-                    ended = true;
-                    None
+            let handshaking = connection.opening.is_some() || connection.bytes.is_handshaking();
+            if handshaking && self.streams.half_open.is_spent() {
+                // It is still readable in the next turn.
+                return;
+            }
+            if connection.opening.is_some() {
+                if !self.read_opening(key) {
+                    return;
                 }
-            });
+                continue;
+            }
+            // What no readiness tells of is read now, whatever it takes: it is little.
+            if reads >= READ_BUDGET && !connection.bytes.has_unread() {
+                break;
+            }
+            if self.packets.room() == 0 {
+                if !connection.bytes.has_unread() {
+                    break;
+                }
+                self.finish_turn();
+                continue;
+            }
+            reads += 1;
+            let (mut ended, scratch) = (false, &mut self.streams.scratch);
+            let mut read = || {
+                self.packets.fill(|buffer| match connection.read(buffer, scratch) {
+                    Arrived::Bytes(length) => Some(((), length)),
+                    Arrived::Nothing => None,
+                    Arrived::End => {
+                        ended = true;
+                        None
+                    }
+                })
+            };
+            let filled = if handshaking { self.streams.half_open.charge(read) } else { read() };
+            if handshaking {
+                match (connection.bytes.is_handshaking(), ended) {
+                    (true, true) => self.refusals.count(Refusal::Handshake),
+                    (true, false) => {}
+                    (false, _) => self.streams.settle(key),
+                }
+            }
             let Some(((), packet)) = filled else {
                 if ended {
                     self.streams.close_soon(key);
+                    return;
                 }
-                return;
+                break;
             };
             let mut start = 0;
             loop {
@@ -294,6 +296,8 @@ impl Worker {
                 }
             }
         }
+        // Of TLS, something to say may be left.
+        self.update_interest(key);
     }
 
     /// Tells epoll what a connection waits for now.
@@ -317,7 +321,9 @@ impl Worker {
         while let Some(id) = self.streams.closing.pop() {
             if let Some(key) = self.streams.key(id) {
                 self.handle(Input::Closed(id));
-                self.streams.table.remove(key);
+                if let Some(mut connection) = self.streams.remove(key) {
+                    connection.bytes.close();
+                }
             }
         }
     }

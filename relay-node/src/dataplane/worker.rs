@@ -17,11 +17,13 @@ use turn_core::{
     PeerAddr, Record, RelayedAddr, Server, Settings, Transport, WorkerId,
 };
 
+use super::accept::Door;
 use super::apply::Origin;
 use super::counters::Counters;
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::OutgoingQueue;
 use super::packet::{PacketRef, Packets};
+use super::refusals::Refusals;
 use super::relayed::Relayed;
 use super::ring::{Inbox, Meaning, Outbox};
 use super::streams::Streams;
@@ -139,6 +141,7 @@ pub(super) struct Setup {
     pub(super) reporting: Reporting,
     pub(super) stream_send_cap: usize,
     pub(super) max_connections: usize,
+    pub(super) door: Arc<Door>,
 }
 
 /// A worker.
@@ -159,6 +162,7 @@ pub(super) struct Worker {
     pub(super) outgoing: OutgoingQueue,
     pub(super) batch: SendBatch,
     pub(super) counters: Counters,
+    pub(super) refusals: Refusals,
     journal: Option<Journal>,
     reporting: Reporting,
     shown: Arc<Shown>,
@@ -179,7 +183,7 @@ impl Worker {
             epoch: setup.epoch,
             listeners: setup.listeners,
             relayed: setup.relayed,
-            streams: Streams::new(setup.id, setup.stream_send_cap, setup.max_connections),
+            streams: Streams::new(setup.id, setup.stream_send_cap, setup.max_connections, setup.door),
             epoll: setup.epoll,
             waker: setup.waker,
             commands: setup.commands,
@@ -189,6 +193,7 @@ impl Worker {
             outgoing: OutgoingQueue::default(),
             batch: SendBatch::new(),
             counters: Counters::default(),
+            refusals: Refusals::default(),
             journal: None,
             reporting: setup.reporting,
             shown: setup.shown,
@@ -228,6 +233,7 @@ impl Worker {
             self.now = read_clocks();
             self.shown.turn(self.now.mono);
             self.unfinished = false;
+            self.streams.half_open.begin_turn();
             for index in 0..events.len() {
                 if self.packets.room() < LISTENER_BUDGET {
                     self.finish_turn();
@@ -484,6 +490,7 @@ impl Worker {
         }
         self.ticked = self.now.mono;
         self.end_idle_connections();
+        self.end_slow_openings();
         self.resume_accepting();
         self.relayed.expire_reservations(self.now.mono);
         if let Some(journal) = &mut self.journal
@@ -501,6 +508,7 @@ impl Worker {
         snapshot.cpu_micros = u64::try_from(thread_cpu_time().as_micros()).unwrap_or(u64::MAX);
         snapshot.journal_errors = self.journal.as_ref().map_or(0, Journal::errors);
         snapshot.connections = self.streams.open() as u64;
+        snapshot.refused_connections = self.refusals.snapshot();
         *self.shown.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 }

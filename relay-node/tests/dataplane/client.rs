@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, Listen, RelayIp};
+use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, Listen, RelayIp, StreamConfig};
 use relay_node::journal;
 use turn_core::client::{Client, ClientConfig, Event, Failure};
 use turn_core::wire::stream::{Frame, frame};
@@ -63,6 +63,7 @@ pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig 
         user_quota: 0,
         stream_send_cap: 262_144,
         max_connections: 100,
+        streams: StreamConfig::default(),
     }
 }
 

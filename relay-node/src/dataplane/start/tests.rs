@@ -35,6 +35,7 @@ fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
         user_quota: 0,
         stream_send_cap: 10_000,
         max_connections: 10,
+        streams: crate::dataplane::StreamConfig::default(),
     }
 }
 
