@@ -15,8 +15,12 @@ pub struct Limits {
     /// Answers a second that one source prefix (IPv4 /24, IPv6 /56) gets from a worker before it has authenticated;
     /// 0 for no limit.
     pub strangers_per_prefix: u32,
-    /// Bytes a second an allocation relays in each direction; 0 for no limit.
+    /// Bytes a second an allocation relays in each direction, headers counted; 0 for no limit.
     pub bytes_per_allocation: u64,
+    /// As `bytes_per_allocation`, for all allocations of one user on this node.
+    pub bytes_per_user: u64,
+    /// As `bytes_per_allocation`, for all allocations of this node.
+    pub bytes_per_node: u64,
     /// TCP connections to peers of one allocation (RFC 6062).
     pub peer_connections_per_allocation: u32,
     /// Stream connections per worker that have not shown what they are, or not ended their TLS handshake; one more
@@ -39,6 +43,8 @@ impl Default for Limits {
             channels_per_allocation: core.channels_per_allocation as u32,
             strangers_per_prefix: core.strangers_per_prefix,
             bytes_per_allocation: core.bytes_per_allocation,
+            bytes_per_user: core.bytes_per_user,
+            bytes_per_node: core.bytes_per_node,
             peer_connections_per_allocation: core.peer_connections_per_allocation as u32,
             handshakes: 1024,
             handshake_seconds: 10,
@@ -66,6 +72,8 @@ impl Limits {
             channels_per_allocation: self.channels_per_allocation as usize,
             strangers_per_prefix: self.strangers_per_prefix,
             bytes_per_allocation: self.bytes_per_allocation,
+            bytes_per_user: self.bytes_per_user,
+            bytes_per_node: self.bytes_per_node,
             peer_connections_per_allocation: self.peer_connections_per_allocation as usize,
             ..turn_core::Limits::default()
         })

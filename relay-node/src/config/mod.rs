@@ -70,9 +70,9 @@ pub struct Config {
     pub tls: Tls,
     /// IP and port of `/livez`, `/readyz` and `/metrics`; empty for none.
     pub http: String,
-    /// Allocations on this relay, 0 for no limit.
+    /// Relayed addresses on this relay, 0 for no limit; a dual allocation has two.
     pub max_allocations: u32,
-    /// Allocations of one user on this relay, 0 for the cluster's number.
+    /// Relayed addresses of one user on this relay, 0 for the cluster's number.
     pub user_quota: u32,
     /// Bytes queued for a TCP client before whole frames are dropped.
     pub stream_send_cap: u32,

@@ -27,7 +27,7 @@ pub(super) enum Loss {
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 21] = [
+const LABELS: [&str; 23] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -40,6 +40,8 @@ const LABELS: [&str; 21] = [
     "too_long",
     "not_ready",
     "peer_connections",
+    "bandwidth",
+    "icmp_rate",
     "other",
     "ring_full",
     "send_buffer",
@@ -50,7 +52,7 @@ const LABELS: [&str; 21] = [
     "restore_foreign",
     "restore_address",
 ];
-const OTHER: usize = 12;
+const OTHER: usize = 14;
 
 /// Direction of application data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -123,6 +125,8 @@ fn index(reason: DropReason) -> usize {
         DropReason::TooLong => 9,
         DropReason::NotReady => 10,
         DropReason::PeerConnections => 11,
+        DropReason::Bandwidth => 12,
+        DropReason::IcmpRate => 13,
         _ => OTHER,
     }
 }

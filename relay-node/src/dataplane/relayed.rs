@@ -11,15 +11,15 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 use turn_core::{
-    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, PeerAddr, PeerTransport, RelayedAddr, Route,
-    WorkerId,
+    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, Meters, PeerAddr, PeerTransport, RelayedAddr,
+    Route, WorkerId,
 };
 
 use super::RelayIp;
 use super::worker::Token;
 use crate::registry::{Registry, RestoreError};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::socket::receive_errors;
+use crate::sys::socket::{Fragmentation, receive_errors, set_fragmentation};
 
 /// Who owns a peer's address, as far as this node is concerned. Read per packet by every worker.
 pub(super) struct Routes {
@@ -166,9 +166,9 @@ impl Relayed {
         self.released.push((relayed, quota_key));
     }
 
-    /// Frees ports that were reserved and not claimed in time.
-    pub(super) fn expire_reservations(&self, now: Instant) {
-        self.registry.expire_reservations(now);
+    /// As [`Registry::tick`].
+    pub(super) fn tick(&self, now: Instant) {
+        self.registry.tick(now);
     }
 
     /// Closes what was released, then gives ports and shares back.
@@ -206,6 +206,10 @@ impl Host for Relayed {
         Ok(bound)
     }
 
+    fn meters(&mut self, quota_key: &[u8]) -> Meters {
+        self.registry.meters(quota_key)
+    }
+
     fn route(&self, to: PeerAddr) -> Route {
         self.routes.route(to)
     }
@@ -220,6 +224,8 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_recv_tos_v4(true)?;
     }
     receive_errors(socket.as_fd(), address.is_ipv6())?;
+    // RFC 8656 §14, alternate behavior: the DF bit of what arrives is not known, and taken for 0.
+    set_fragmentation(socket.as_fd(), address.is_ipv6(), Fragmentation::Allowed)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
@@ -310,7 +316,7 @@ mod tests {
         let key = relayed.find(address.advertised).expect("held");
         relayed.release(address, (*b"u").into());
         assert!(relayed.socket(key).is_some(), "what this turn sends can still leave");
-        assert_eq!(relayed.bind(request), Err(BindError::QuotaReached));
+        assert_eq!(relayed.bind(request), Err(BindError::NoPort));
         relayed.close_released();
         assert_eq!(relayed.find(address.bound), None);
         assert!(UdpSocket::bind(address.bound).is_ok(), "closed");

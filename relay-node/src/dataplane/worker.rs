@@ -372,6 +372,7 @@ impl Worker {
                     peer: PeerAddr::new(error.destination),
                     kind: error.kind,
                     code: error.code,
+                    mtu: error.mtu,
                 }),
                 Ok(None) => {}
                 Err(_) => {
@@ -492,7 +493,7 @@ impl Worker {
         self.end_idle_connections();
         self.end_slow_openings();
         self.resume_accepting();
-        self.relayed.expire_reservations(self.now.mono);
+        self.relayed.tick(self.now.mono);
         if let Some(journal) = &mut self.journal
             && journal.wants_compaction()
             && let Err(error) = journal.compact(self.server.records(self.now))

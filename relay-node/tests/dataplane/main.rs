@@ -145,7 +145,7 @@ fn a_user_has_no_more_than_the_quota_whichever_workers_serve() -> Result<()> {
     let (mut bob, mut more) = (client("bob")?, client("bob")?);
     bob.allocate()?;
     more.allocate()?;
-    assert_eq!(client("bob")?.refused()?, 486, "of the node");
+    assert_eq!(client("bob")?.refused()?, 508, "of the node");
     clients[0].delete()?;
     client("alice")?.allocate()?;
     assert_eq!(client("alice")?.refused()?, 486);

@@ -15,6 +15,7 @@
 //! | [`policy`] | which peers a client may reach |
 //! | [`credential`] | time-limited and static credentials: mint and verify |
 //! | [`nonce`] | nonces that need no table |
+//! | [`meter`] | bandwidth: rates that threads share without a lock |
 //! | [`record`] | the versioned allocation record: encode, decode, merge |
 //! | [`server`] | the TURN server |
 //! | [`text`] | names from the wire, for people |
@@ -23,6 +24,7 @@
 pub mod address;
 pub mod client;
 pub mod credential;
+pub mod meter;
 pub mod nonce;
 pub mod policy;
 pub mod record;
@@ -35,6 +37,7 @@ pub use address::{
     ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
     RelayedAddr, Transport, WorkerId,
 };
+pub use meter::{Meter, Meters};
 pub use policy::Policy;
 pub use record::{AllocationId, Change, EndReason, Record};
 pub use server::{

@@ -56,8 +56,13 @@ pub struct Limits {
     /// Answers a second that one source prefix (an IPv4 /24, an IPv6 /56) gets from a worker before it has
     /// authenticated, 0 for no limit; what is beyond gets silence (abuse.md D).
     pub strangers_per_prefix: u32,
-    /// Bytes a second an allocation relays in each direction, 0 for no limit.
+    /// Bytes a second an allocation relays in each direction, IP and UDP headers counted, 0 for no limit. What is
+    /// beyond, after a burst of a second, is dropped.
     pub bytes_per_allocation: u64,
+    /// As `bytes_per_allocation`, of all allocations of one user on this node.
+    pub bytes_per_user: u64,
+    /// As `bytes_per_allocation`, of all allocations of this node.
+    pub bytes_per_node: u64,
     /// Most TCP connections to peers an allocation has (RFC 6062); one more is 508, or is not accepted.
     pub peer_connections_per_allocation: usize,
 }
@@ -79,6 +84,13 @@ impl Default for Features {
     }
 }
 
+impl Limits {
+    /// Whether any bandwidth is limited.
+    pub fn has_rates(&self) -> bool {
+        self.bytes_per_allocation | self.bytes_per_user | self.bytes_per_node != 0
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -88,6 +100,8 @@ impl Default for Limits {
             nonce_lifetime: 3600,
             strangers_per_prefix: 1000,
             bytes_per_allocation: 0,
+            bytes_per_user: 0,
+            bytes_per_node: 0,
             peer_connections_per_allocation: 64,
         }
     }

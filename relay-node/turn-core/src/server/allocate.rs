@@ -118,6 +118,7 @@ impl Server {
         allocation.transaction_id = Some(message.transaction_id());
         allocation.reservation = bound.first.reservation;
         allocation.address_error = bound.refused;
+        self.join_meters(slot, host);
         self.record(slot, request.now);
         Ok(self.allocated(slot, request, user))
     }
@@ -317,7 +318,7 @@ mod tests {
                     udp(w);
                     w.raw(0x001A, &[]);
                 },
-                420,
+                0,
             ),
             (
                 "ACCESS-TOKEN",
@@ -404,7 +405,7 @@ mod tests {
         let reply = lab.request(Method::Allocate, |writer| {
             udp(writer);
             writer.raw(0x0026, &[0; 4]);
-            writer.raw(0x001A, &[]);
+            writer.raw(0x001B, &[]);
             writer.raw(0x7001, &[]);
             writer.attribute(&Software(b"client"));
         });
@@ -412,7 +413,7 @@ mod tests {
             panic!("no UNKNOWN-ATTRIBUTES")
         };
         let types: Vec<u16> = unknown.iter().map(|attribute| attribute.0).collect();
-        assert_eq!(types, [0x0026, 0x001A, 0x7001]);
+        assert_eq!(types, [0x0026, 0x001B, 0x7001]);
     }
 
     #[test]

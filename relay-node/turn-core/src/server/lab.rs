@@ -39,6 +39,8 @@ pub(super) fn udp(writer: &mut MessageWriter<'_>) {
 #[derive(Default)]
 pub(super) struct FakeHost {
     pub(super) refuse: Option<BindError>,
+    /// What every user shares.
+    pub(super) meters: Meters,
     /// Only of this family.
     pub(super) refuse_family: Option<Family>,
     pub(super) ipv6: bool,
@@ -113,6 +115,10 @@ impl Host for FakeHost {
                 Ok(())
             }
         }
+    }
+
+    fn meters(&mut self, _: &[u8]) -> Meters {
+        self.meters.clone()
     }
 
     fn route(&self, to: PeerAddr) -> Route {

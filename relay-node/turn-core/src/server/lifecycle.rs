@@ -9,7 +9,7 @@ use super::permission::PERMISSION_LIFETIME;
 use super::relays::{Relay, Relays};
 use super::table::{Allocation, Beginning, Slot};
 use super::tcp::PeerConnections;
-use super::{Now, Output, Server};
+use super::{Host, Now, Output, Server};
 use crate::wire::ChannelNumber;
 use crate::{
     AllocationId, Change, ConnectionId, EndReason, Family, Path, PeerTransport, Record, RelayedAddr, Settings,
@@ -149,7 +149,7 @@ impl Server {
     }
 
     /// Brings an allocation back; see [`super::Input::Restore`].
-    pub(super) fn restore(&mut self, now: Now, record: Record, path: Path) {
+    pub(super) fn restore(&mut self, now: Now, record: Record, path: Path, host: &mut impl Host) {
         let (relays, surplus) = split(&record, now, self.settings.limits.max_lifetime);
         let held = self.table.by_id(record.id);
         if let Some(slot) = held {
@@ -179,7 +179,7 @@ impl Server {
         };
         let reason = match reason {
             Some(reason) => reason,
-            None if self.reinsert(now, &record, relays, path) => {
+            None if self.reinsert(now, &record, relays, path, host) => {
                 self.release_all(&surplus, &record.username);
                 return;
             }
@@ -204,7 +204,7 @@ impl Server {
         }
     }
 
-    fn reinsert(&mut self, now: Now, record: &Record, relays: Relays, path: Path) -> bool {
+    fn reinsert(&mut self, now: Now, record: &Record, relays: Relays, path: Path, host: &mut impl Host) -> bool {
         let Some(slot) = self.table.insert(Beginning {
             id: record.id,
             five_tuple: record.five_tuple,
@@ -216,6 +216,7 @@ impl Server {
         }) else {
             return false;
         };
+        self.join_meters(slot, host);
         let policy = &self.settings.policy;
         let has = |ip: IpAddr| relays.of(Family::of(ip)).is_some();
         let allocation = self.table.get_mut(slot);

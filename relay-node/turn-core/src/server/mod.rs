@@ -5,7 +5,7 @@
 //! | `auth` | RFC 8489 §9.2.4: who is this |
 //! | `reply` | requests and their answers |
 //! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
-//! | `relay` | packets between client and peers |
+//! | `relay`, `icmp` | packets between client and peers, and errors of the network about them |
 //! | `tcp` | TCP allocations (RFC 6062): Connect, ConnectionBind, ConnectionAttempt |
 //! | `lifecycle` | records, restore, ends, new settings |
 //! | `relays` | one relayed address, or one of each family |
@@ -15,6 +15,7 @@ mod allocate;
 mod auth;
 mod binding;
 mod channel;
+mod icmp;
 mod indication;
 #[cfg(test)]
 mod lab;
@@ -40,6 +41,7 @@ use rand_core::{Rng, SeedableRng};
 use self::auth::User;
 use self::reply::{REPLY, Request};
 use self::table::Table;
+use crate::meter::Meters;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
@@ -104,6 +106,8 @@ pub enum Input<'a> {
         kind: u8,
         /// ICMP code.
         code: u8,
+        /// MTU of the next hop where it said one, else 0.
+        mtu: u32,
     },
     /// Something happened to a connection between a TCP allocation and a peer (RFC 6062 §5).
     PeerConnection {
@@ -301,6 +305,12 @@ pub trait Host {
         Err(ClaimError::Unknown)
     }
 
+    /// What an allocation of this user shares its bandwidth with. Asked once per allocation, where a limit is set.
+    fn meters(&mut self, quota_key: &[u8]) -> Meters {
+        let _ = quota_key;
+        Meters::default()
+    }
+
     /// Whether an address belongs to this node, to another member or to the internet. Never blocks, never allocates.
     fn route(&self, to: PeerAddr) -> Route;
 }
@@ -418,6 +428,10 @@ pub enum DropReason {
     NotReady,
     /// Longer than the next hop can carry.
     TooLong,
+    /// The bandwidth of the allocation, its user or the node is used up.
+    Bandwidth,
+    /// More ICMP errors than an allocation is told.
+    IcmpRate,
     /// The allocation has as many connections to peers as allowed (RFC 6062).
     PeerConnections,
 }
@@ -468,7 +482,7 @@ impl Server {
             Input::FromClient { from, path, packet, ip } => return self.on_client(now, from, path, packet, ip, host),
             Input::FromPeer { relayed, from, packet, ip } => return self.on_peer(now, &relayed, from, packet, ip),
             Input::Closed(connection) => self.closed(connection),
-            Input::Restore { record, path } => self.restore(now, *record, path),
+            Input::Restore { record, path } => self.restore(now, *record, path, host),
             Input::Configure(settings) => self.configure(now, settings),
             Input::Own { epoch } => self.epoch = epoch,
             Input::Revoke(id) => self.revoke(id),
@@ -479,8 +493,11 @@ impl Server {
                 self.expire(now);
                 return self.expire_peer_connections(now);
             }
-            // TURN has no traffic timer: only requests refresh (RFC 8656 §6, §11.2, §12.6). ICMP is not relayed yet.
-            Input::KernelActivity(_) | Input::Icmp { .. } => {}
+            Input::Icmp { relayed, peer, kind, code, mtu } => {
+                return self.on_icmp(now, &relayed, peer, (kind, code), mtu);
+            }
+            // TURN has no traffic timer: only requests refresh (RFC 8656 §6, §11.2, §12.6).
+            Input::KernelActivity(_) => {}
         }
         Verdict::Done
     }

@@ -20,7 +20,6 @@ const SOFTWARE: Software<'static> = Software(concat!("turnpike/", env!("CARGO_PK
 /// Attributes with a name that ask for what is not offered: unknown to this server (RFC 8489 §6.3.1, RFC 8656 §7.2).
 pub(super) const DECLINED: AttributeSet = AttributeSet::of(&[
     AttributeType::CHANGE_REQUEST,
-    AttributeType::DONT_FRAGMENT,
     AttributeType::ACCESS_TOKEN,
     AttributeType::PASSWORD_ALGORITHM,
     AttributeType::USERHASH,

@@ -9,10 +9,12 @@ use std::time::Instant;
 use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
+use super::icmp::IcmpBudget;
 use super::permission::Permissions;
 use super::relays::{Relay, Relays};
 use super::tcp::PeerConnections;
 use super::timer::Timers;
+use crate::meter::{Meters, OwnMeter};
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::error_code::AddressErrorCode;
@@ -50,6 +52,10 @@ pub(super) struct Allocation {
     pub(super) sequence: u64,
     pub(super) permissions: Permissions,
     pub(super) channels: Channels,
+    pub(super) icmp: IcmpBudget,
+    pub(super) meter: OwnMeter,
+    /// Joined where a limit is set.
+    pub(super) meters: Meters,
     /// Of a TCP allocation.
     peer_connections: Option<PeerConnections>,
 }
@@ -192,6 +198,9 @@ impl Table {
             sequence: 0,
             permissions: Permissions::default(),
             channels: Channels::default(),
+            icmp: IcmpBudget::default(),
+            meter: OwnMeter::default(),
+            meters: Meters::default(),
             peer_connections: (peer_transport == PeerTransport::Tcp).then(PeerConnections::default),
         });
         self.slot_by_five_tuple.insert(five_tuple, slot);
