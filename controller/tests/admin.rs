@@ -394,6 +394,7 @@ fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
         },
         relayed: vec![RelayedAddr { bound: address, advertised: address }],
         peer_transport: PeerTransport::Udp,
+        session: None,
         username: username.to_vec(),
         created_at: now,
         expires_at: now + 600_000,

@@ -27,7 +27,7 @@ pub(super) enum Loss {
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 23] = [
+const LABELS: [&str; 25] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -42,6 +42,8 @@ const LABELS: [&str; 23] = [
     "peer_connections",
     "bandwidth",
     "icmp_rate",
+    "too_many_strangers",
+    "amplification",
     "other",
     "ring_full",
     "send_buffer",
@@ -52,7 +54,7 @@ const LABELS: [&str; 23] = [
     "restore_foreign",
     "restore_address",
 ];
-const OTHER: usize = 14;
+const OTHER: usize = 16;
 
 /// Direction of application data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -127,6 +129,8 @@ fn index(reason: DropReason) -> usize {
         DropReason::PeerConnections => 11,
         DropReason::Bandwidth => 12,
         DropReason::IcmpRate => 13,
+        DropReason::TooManyStrangers => 14,
+        DropReason::Amplification => 15,
         _ => OTHER,
     }
 }

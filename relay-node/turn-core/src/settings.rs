@@ -1,6 +1,6 @@
 //! What a server is configured with; replaced whole by [`Input::Configure`](crate::Input::Configure).
 
-use crate::Policy;
+use crate::{Policy, ThirdParty};
 
 /// A named secret. Ids are small because nonces carry them.
 #[derive(Clone, Eq, PartialEq)]
@@ -110,8 +110,11 @@ impl Default for Limits {
 /// Everything a server can be told while it runs. Shared by all workers of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// REALM (RFC 8489 §14.9), 1..=127 characters. Up to 20 bytes keep a 401 within three times the smallest request
-    /// (abuse.md D).
+    /// REALM (RFC 8489 §14.9), 1..=127 characters.
+    ///
+    /// No answer to a stranger's datagram is longer than three times the request (abuse.md D). Up to 36 bytes of realm
+    /// let a 401 be short enough for any request at all; up to 60 bytes, for any that is an Allocate in earnest, with
+    /// REQUESTED-TRANSPORT in it. Where it cannot be, silence is the answer.
     pub realm: String,
     /// TURN REST secrets.
     pub rest_secrets: KeyRing,
@@ -125,6 +128,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Extensions that are offered.
     pub features: Features,
+    /// Whose access tokens are taken (RFC 7635); none switches third-party authorization off.
+    pub third_party: Option<ThirdParty>,
     /// Allocate is refused with 508, once authenticated; what exists goes on.
     pub draining: bool,
 }

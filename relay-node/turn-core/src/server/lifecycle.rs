@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::{CHANNEL_LIFETIME, Channel};
+use super::directory::Directory;
 use super::permission::PERMISSION_LIFETIME;
 use super::relays::{Relay, Relays};
 use super::table::{Allocation, Beginning, Slot};
@@ -45,6 +46,7 @@ impl Server {
             relayed: allocation.relays().iter().map(|relay| relay.address).collect(),
             peer_transport: allocation.peer_transport(),
             username: allocation.username.to_vec(),
+            session: allocation.session,
             created_at: allocation.created_at,
             expires_at,
             family_expires_at,
@@ -132,6 +134,9 @@ impl Server {
     /// Takes new settings; what a new policy forbids stops at once (abuse.md A).
     pub(super) fn configure(&mut self, now: Now, settings: Arc<Settings>) {
         let policy_changed = settings.policy != self.settings.policy;
+        if settings.static_users != self.settings.static_users || settings.realm != self.settings.realm {
+            self.directory = Directory::new(&settings);
+        }
         self.settings = settings;
         if !policy_changed {
             return;
@@ -222,6 +227,7 @@ impl Server {
         let allocation = self.table.get_mut(slot);
         allocation.epoch = record.epoch;
         allocation.sequence = record.sequence;
+        allocation.session = record.session;
         for (ip, end) in &record.permissions {
             if *end > now.wall && has(*ip) && policy.check_ip(*ip).is_ok() {
                 allocation.permissions.install(*ip, mono(*end, now, PERMISSION_LIFETIME));

@@ -2,7 +2,8 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `auth` | RFC 8489 §9.2.4: who is this |
+//! | `auth`, `directory` | RFC 8489 §9.2.4: who is this |
+//! | `challenge`, `strangers` | answers to whoever is not known: short, and only so many |
 //! | `reply` | requests and their answers |
 //! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
 //! | `relay`, `icmp` | packets between client and peers, and errors of the network about them |
@@ -14,7 +15,9 @@
 mod allocate;
 mod auth;
 mod binding;
+mod challenge;
 mod channel;
+mod directory;
 mod icmp;
 mod indication;
 #[cfg(test)]
@@ -25,6 +28,7 @@ mod refresh;
 mod relay;
 mod relays;
 mod reply;
+mod strangers;
 mod table;
 mod tcp;
 mod timer;
@@ -39,7 +43,9 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng, SeedableRng};
 
 use self::auth::User;
+use self::directory::Directory;
 use self::reply::{REPLY, Request};
+use self::strangers::Strangers;
 use self::table::Table;
 use crate::meter::Meters;
 use crate::wire::attribute::ReservationToken;
@@ -434,6 +440,10 @@ pub enum DropReason {
     IcmpRate,
     /// The allocation has as many connections to peers as allowed (RFC 6062).
     PeerConnections,
+    /// Unauthenticated, and its source prefix has had its share of answers (abuse.md D).
+    TooManyStrangers,
+    /// No answer to this datagram would be short enough (abuse.md D).
+    Amplification,
 }
 
 /// The TURN server of one worker: owns the allocations whose clients hash to it.
@@ -444,27 +454,32 @@ pub struct Server {
     settings: Arc<Settings>,
     rng: ChaCha12Rng,
     table: Table,
+    directory: Directory,
+    strangers: Strangers,
     outputs: VecDeque<Output>,
     reply: Box<[u8; REPLY]>,
     reply_len: usize,
 }
 
 impl Server {
-    /// A server without allocations. `seed` feeds allocation ids, indication transaction ids and the secret of the hash
-    /// table only; ports come from the [`Host`].
+    /// A server without allocations. `seed` feeds allocation ids, indication transaction ids and the secrets of the hash
+    /// tables only; ports come from the [`Host`].
     ///
     /// With settings that cannot authenticate anybody (no realm, no nonce keys, or neither REST secrets nor static
     /// users) it answers Binding, relays what is restored, and is silent to all other requests (promise P5).
     pub fn new(worker: WorkerId, relay_address: IpAddr, epoch: u64, settings: Arc<Settings>, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha12Rng::from_seed(seed);
-        let secret = [rng.next_u64(), rng.next_u64()];
+        let mut secret = || [rng.next_u64(), rng.next_u64()];
+        let (table, strangers) = (Table::new(secret()), Strangers::new(secret()));
         Self {
             worker,
             relay_address,
             epoch,
+            directory: Directory::new(&settings),
             settings,
             rng,
-            table: Table::new(secret),
+            table,
+            strangers,
             outputs: VecDeque::new(),
             reply: Box::new([0; REPLY]),
             reply_len: 0,
@@ -548,10 +563,14 @@ impl Server {
         }
         self.expire(request.now);
         self.supersede_connection(&request.from, request.path);
-        let user = match self.authenticate(&request) {
-            Ok(user) => user,
+        if self.is_one_too_many(&request) {
+            return Verdict::Drop(DropReason::TooManyStrangers);
+        }
+        let identity = match self.authenticate(&request) {
+            Ok(identity) => identity,
             Err(refusal) => return self.refuse(&request, refusal),
         };
+        let user = identity.user();
         if let Some(refused) = self.refuse_unknown(&request, Some(&user.key)) {
             return refused;
         }

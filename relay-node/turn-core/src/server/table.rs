@@ -18,7 +18,7 @@ use crate::meter::{Meters, OwnMeter};
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::error_code::AddressErrorCode;
-use crate::{AllocationId, ConnectionId, Family, FiveTuple, Path, PeerTransport};
+use crate::{AllocationId, ConnectionId, Family, FiveTuple, Path, PeerTransport, Session};
 
 /// Place of an allocation while it lives.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -37,7 +37,7 @@ pub(super) struct Allocation {
     five_tuple: FiveTuple,
     path: Path,
     relays: Relays,
-    /// USERNAME of the Allocate.
+    /// USERNAME of the Allocate, or what stands for its access token.
     pub(super) username: Box<[u8]>,
     /// Of the Allocate, to know it again (RFC 8656 §7.2, note); unknown after a restore.
     pub(super) transaction_id: Option<TransactionId>,
@@ -45,6 +45,8 @@ pub(super) struct Allocation {
     pub(super) address_error: Option<AddressErrorCode>,
     /// RESERVATION-TOKEN of the success answer, for a retransmission of the request.
     pub(super) reservation: Option<ReservationToken>,
+    /// What is left of the access token it was made or last refreshed with (RFC 7635).
+    pub(super) session: Option<Session>,
     /// Unix milliseconds.
     pub(super) created_at: u64,
     /// Ownership under which it was last written.
@@ -193,6 +195,7 @@ impl Table {
             transaction_id: None,
             address_error: None,
             reservation: None,
+            session: None,
             created_at,
             epoch: 0,
             sequence: 0,
@@ -304,7 +307,7 @@ fn connection(path: Path) -> Option<ConnectionId> {
 
 /// Hashes five-tuples under a secret: an authenticated client with a /64 of its own could grind collisions of an unkeyed
 /// multiplicative hash and turn the lookup of everybody's packets into a scan.
-struct SecretState([u64; 2]);
+pub(super) struct SecretState(pub(super) [u64; 2]);
 
 impl BuildHasher for SecretState {
     type Hasher = SecretHasher;
@@ -319,7 +322,7 @@ impl BuildHasher for SecretState {
 }
 
 /// Multiplies each 8 bytes to 16 and folds them.
-struct SecretHasher {
+pub(super) struct SecretHasher {
     state: u64,
     factor: u64,
 }
