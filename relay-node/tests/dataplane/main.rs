@@ -1,8 +1,12 @@
 //! The data plane on loopback, with real sockets and real threads. Each test has a loopback address of its own.
 
+mod authority;
 mod client;
+mod door;
 mod restart;
 mod streams;
+mod tls;
+mod web;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,7 +17,7 @@ use relay_node::dataplane::{Dataplane, DataplaneConfig, Listen, shard};
 use turn_core::{Change, EndReason, Transport};
 
 /// Permission, Send and Data indications, then a channel: both ways, sources right.
-fn call(client: &mut TurnClient) -> Result<()> {
+pub(crate) fn call(client: &mut TurnClient) -> Result<()> {
     let relayed = client.allocate()?;
     let peer = peer("127.0.0.1")?;
     let address = peer.local_addr()?;
