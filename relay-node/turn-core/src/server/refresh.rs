@@ -1,6 +1,6 @@
 //! Refresh (RFC 8656 §8).
 
-use super::allocate::{lifetime, remaining, within_session};
+use super::allocate::{lifetime, remaining};
 use super::auth::User;
 use super::reply::Request;
 use super::table::Slot;
@@ -20,8 +20,7 @@ impl Server {
             self.delete(slot, family, request.now);
             Lifetime(0)
         } else {
-            let lifetime = within_session(lifetime(proposed, &self.settings.limits), user.session, request.now);
-            self.table.get_mut(slot).session = user.session;
+            let lifetime = lifetime(proposed, &self.settings.limits);
             self.table.set_deadline(slot, family, request.now.mono + lifetime);
             self.record(slot, request.now);
             remaining(lifetime)
