@@ -394,9 +394,11 @@ fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
         },
         relayed: vec![RelayedAddr { bound: address, advertised: address }],
         peer_transport: PeerTransport::Udp,
+        session: None,
         username: username.to_vec(),
         created_at: now,
         expires_at: now + 600_000,
+        family_expires_at: Vec::new(),
         permissions: vec![(peer.ip(), now + 300_000)],
         channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
     })

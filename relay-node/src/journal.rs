@@ -325,6 +325,7 @@ mod tests {
                 advertised: ([192, 0, 2, 9], 50_000).into(),
             }],
             peer_transport: PeerTransport::Udp,
+            session: None,
             username: b"alice".to_vec(),
             created_at: 1,
             expires_at: 2,

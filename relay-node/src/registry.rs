@@ -5,11 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use turn_core::wire::attribute::ReservationToken;
-use turn_core::{BindError, BindRequest, Bound, Family, PortRequest, RelayedAddr};
+use turn_core::{BindError, BindRequest, Bound, Family, Meter, Meters, PortRequest, RelayedAddr};
 
 use crate::dataplane::RelayIp;
 
@@ -21,9 +21,9 @@ const RESERVED_FOR: Duration = Duration::from_secs(40);
 /// Bounds of the node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bounds {
-    /// Allocations of this node, 0 for no limit.
+    /// Relayed addresses of this node, 0 for no limit: one more is 508.
     pub max_allocations: usize,
-    /// Allocations of one user on this node, 0 for no limit.
+    /// Relayed addresses of one user on this node, 0 for no limit: one more is 486.
     pub user_quota: usize,
 }
 
@@ -52,6 +52,10 @@ struct State<S> {
     allocations: usize,
     /// No entry is zero, so there are never more than allocations.
     by_user: HashMap<Box<[u8]>, usize>,
+    /// Of users who have allocations, or whose traffic is not paid for yet: who deletes an allocation and makes
+    /// another goes on where it was.
+    meters: HashMap<Box<[u8]>, Arc<Meter>>,
+    node_meter: Arc<Meter>,
     /// Ports held for whoever brings their token, the oldest first. Each counts for the user who asked for it, so
     /// there are never more of them than quotas allow.
     reservations: VecDeque<Reservation<S>>,
@@ -69,7 +73,15 @@ impl<S> Registry<S> {
     /// Nothing is held yet. New ports come from `ports`; a restored one may lie outside.
     pub fn new(relay_ips: Vec<RelayIp>, ports: RangeInclusive<u16>, bounds: Bounds) -> Self {
         let held = relay_ips.iter().map(|_| PortSet::new()).collect();
-        let state = State { bounds, held, allocations: 0, by_user: HashMap::new(), reservations: VecDeque::new() };
+        let state = State {
+            bounds,
+            held,
+            allocations: 0,
+            by_user: HashMap::new(),
+            meters: HashMap::new(),
+            node_meter: Arc::default(),
+            reservations: VecDeque::new(),
+        };
         Self { relay_ips, ports, state: Mutex::new(state) }
     }
 
@@ -86,7 +98,7 @@ impl<S> Registry<S> {
     pub fn bind(
         &self,
         request: BindRequest<'_>,
-        open: impl FnMut(SocketAddr) -> io::Result<S>,
+        mut open: impl FnMut(SocketAddr) -> io::Result<S>,
     ) -> Result<(Bound, S), BindError> {
         self.expire_reservations(Instant::now());
         let width = match request.port {
@@ -94,43 +106,6 @@ impl<S> Registry<S> {
             PortRequest::Any | PortRequest::Even => 1,
             PortRequest::EvenAndNext => 2,
         };
-        let (index, port, sockets) = self.open_any(request, width, open)?;
-        let mut sockets = sockets.into_iter();
-        let mut state = self.lock();
-        let bound = (|| {
-            let socket = sockets.next().ok_or(BindError::NoPort)?;
-            let next = sockets.next().map(|socket| (self.relayed(index, port + 1), socket));
-            let reservation = next.map(|(relayed, socket)| state.reserve(relayed, socket, request.quota_key));
-            Ok((Bound { relayed: self.relayed(index, port), reservation: reservation.transpose()? }, socket))
-        })();
-        if bound.is_err() {
-            state.discount(request.quota_key, width);
-        }
-        bound
-    }
-
-    /// As [`Registry::bind`] for a socket of another kind, which is no reservation's: any port, counted and held alike.
-    ///
-    /// # Errors
-    /// See [`BindError`]; nothing is held or counted then.
-    pub fn bind_any<T>(
-        &self,
-        request: BindRequest<'_>,
-        open: impl FnMut(SocketAddr) -> io::Result<T>,
-    ) -> Result<(RelayedAddr, T), BindError> {
-        self.expire_reservations(Instant::now());
-        let (index, port, sockets) = self.open_any(BindRequest { port: PortRequest::Any, ..request }, 1, open)?;
-        let socket = sockets.into_iter().next().ok_or(BindError::NoPort)?;
-        Ok((self.relayed(index, port), socket))
-    }
-
-    /// Counts `width` ports of a relay IP for a user and opens a socket on each: index of the IP, the first port.
-    fn open_any<T>(
-        &self,
-        request: BindRequest<'_>,
-        width: u16,
-        mut open: impl FnMut(SocketAddr) -> io::Result<T>,
-    ) -> Result<(usize, u16, Vec<T>), BindError> {
         let index = self.index_of(request.family).ok_or(BindError::FamilyUnsupported)?;
         self.lock().count(request.quota_key, width)?;
         // Ports that another program holds stay marked until the end, so that none is tried twice.
@@ -141,9 +116,9 @@ impl<S> Registry<S> {
                 break;
             };
             let ports = port..=port + (width - 1);
-            match ports.clone().map(|port| open(self.relayed(index, port).bound)).collect::<io::Result<Vec<T>>>() {
+            match ports.clone().map(|port| open(self.relayed(index, port).bound)).collect::<io::Result<Vec<S>>>() {
                 Ok(sockets) => {
-                    opened = Ok((index, port, sockets));
+                    opened = Ok((port, sockets));
                     break;
                 }
                 Err(error) => {
@@ -160,10 +135,17 @@ impl<S> Registry<S> {
         for port in foreign {
             state.held[index].free(port);
         }
-        if opened.is_err() {
+        let bound = opened.and_then(|(port, sockets)| {
+            let mut sockets = sockets.into_iter();
+            let socket = sockets.next().ok_or(BindError::NoPort)?;
+            let next = sockets.next().map(|socket| (self.relayed(index, port + 1), socket));
+            let reservation = next.map(|(relayed, socket)| state.reserve(relayed, socket, request.quota_key));
+            Ok((Bound { relayed: self.relayed(index, port), reservation: reservation.transpose()? }, socket))
+        });
+        if bound.is_err() {
             state.discount(request.quota_key, width);
         }
-        opened
+        bound
     }
 
     /// Frees what was reserved and not claimed in time.
@@ -177,6 +159,24 @@ impl<S> Registry<S> {
             }
             state.discount(&reservation.quota_key, 1);
         }
+    }
+
+    /// What the allocations of a user share their bandwidth with.
+    pub fn meters(&self, quota_key: &[u8]) -> Meters {
+        let mut state = self.lock();
+        let user = match state.meters.get(quota_key) {
+            Some(meter) => Arc::clone(meter),
+            None => Arc::clone(state.meters.entry(quota_key.into()).or_default()),
+        };
+        Meters { user: Some(user), node: Some(Arc::clone(&state.node_meter)) }
+    }
+
+    /// Frees what was reserved and not claimed in time, and the meters of users who have gone.
+    pub fn tick(&self, now: Instant) {
+        self.expire_reservations(now);
+        let mut state = self.lock();
+        let State { meters, by_user, .. } = &mut *state;
+        meters.retain(|user, meter| by_user.contains_key(user) || !meter.is_settled(now));
     }
 
     /// Holds exactly `relayed` for a restored record, whatever the user's share: it was granted before.
@@ -240,8 +240,11 @@ impl<S> State<S> {
     fn count(&mut self, quota_key: &[u8], width: u16) -> Result<(), BindError> {
         let reached = |count, bound| bound != 0 && count + usize::from(width) > bound;
         let of_user = self.by_user.get(quota_key).copied().unwrap_or(0);
-        if reached(self.allocations, self.bounds.max_allocations) || reached(of_user, self.bounds.user_quota) {
+        if reached(of_user, self.bounds.user_quota) {
             return Err(BindError::QuotaReached);
+        }
+        if reached(self.allocations, self.bounds.max_allocations) {
+            return Err(BindError::NoPort);
         }
         self.add(quota_key, width);
         Ok(())
@@ -418,11 +421,29 @@ mod tests {
         bind(b"alice").expect("second");
         assert_eq!(bind(b"alice"), Err(BindError::QuotaReached), "of the user");
         bind(b"bob").expect("another user");
-        assert_eq!(bind(b"carol"), Err(BindError::QuotaReached), "of the node");
+        assert_eq!(bind(b"carol"), Err(BindError::NoPort), "of the node");
         registry.release(first, b"alice");
         registry.release(first, b"alice");
         bind(b"carol").expect("one is free");
-        assert_eq!(bind(b"dave"), Err(BindError::QuotaReached), "released once, freed once");
+        assert_eq!(bind(b"dave"), Err(BindError::NoPort), "released once, freed once");
+    }
+
+    #[test]
+    fn meters_are_shared_by_user_and_outlast_their_allocations_while_in_debt() {
+        let registry = registry(50_000..=50_100, Bounds::default());
+        let now = Instant::now();
+        let (first, second, other) = (registry.meters(b"alice"), registry.meters(b"alice"), registry.meters(b"bob"));
+        let user = |meters: &Meters| Arc::clone(meters.user.as_ref().expect("of a user"));
+        let node = |meters: &Meters| Arc::clone(meters.node.as_ref().expect("of the node"));
+        assert!(Arc::ptr_eq(&user(&first), &user(&second)) && Arc::ptr_eq(&node(&first), &node(&other)));
+        assert!(!Arc::ptr_eq(&user(&first), &user(&other)));
+        assert!(user(&first).admit(turn_core::meter::Direction::ToPeer, now, 972, 100));
+        registry.bind(any(Family::V4, b"bob"), granted).expect("free");
+        registry.tick(now + Duration::from_secs(9));
+        assert!(Arc::ptr_eq(&user(&first), &user(&registry.meters(b"alice"))), "in debt for 10 s");
+        registry.tick(now + Duration::from_secs(11));
+        assert!(!Arc::ptr_eq(&user(&first), &user(&registry.meters(b"alice"))));
+        assert!(Arc::ptr_eq(&user(&other), &user(&registry.meters(b"bob"))), "bob has an allocation");
     }
 
     #[test]

@@ -307,6 +307,7 @@ fn stored_record(ip: Ipv4Addr) -> Record {
         },
         relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
         peer_transport: PeerTransport::Udp,
+        session: None,
         username: b"alice".to_vec(),
         created_at: now,
         expires_at: now + 600_000,

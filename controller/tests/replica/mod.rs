@@ -268,9 +268,11 @@ pub(crate) fn record(relay_address: IpAddr, epoch: u64, number: u32, sequence: u
         },
         relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
         peer_transport: PeerTransport::Udp,
+        session: None,
         username: format!("1700000000:user{}", number % 3).into_bytes(),
         created_at: now,
         expires_at: now + 600_000,
+        family_expires_at: Vec::new(),
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -62,6 +62,8 @@ pub struct Settings {
     pub limits: turn_core::Limits,
     /// What the protocol offers.
     pub features: turn_core::Features,
+    /// Whose access tokens are taken.
+    pub third_party: Option<turn_core::ThirdParty>,
     /// The lab switch.
     pub allow_loopback_peers: bool,
     /// Peer networks denied beyond the built-in list and the cluster's.
@@ -159,6 +161,7 @@ impl Config {
             max_connections: self.max_connections as usize,
             limits: self.limits.check()?,
             features: self.features.into(),
+            third_party: self.third_party.check()?,
             allow_loopback_peers: self.allow_loopback_peers,
             denied_peers,
             log: self.log,

@@ -4,6 +4,9 @@ use serde::Deserialize;
 
 use super::ConfigError;
 
+/// The least `strangers_per_prefix` that is a limit.
+const MIN_STRANGERS: u32 = 200;
+
 /// Bounds; 0 is no limit where the key says so.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(default, deny_unknown_fields)]
@@ -12,11 +15,15 @@ pub struct Limits {
     pub permissions_per_allocation: u32,
     /// Channels of one allocation, 1..=4096.
     pub channels_per_allocation: u32,
-    /// Answers a second that one source prefix (IPv4 /24, IPv6 /56) gets from a worker before it has authenticated;
-    /// 0 for no limit.
+    /// Answers a second that one source prefix (IPv4 /24, IPv6 /56) gets from a worker before it has authenticated, at
+    /// least 200; 0 for no limit.
     pub strangers_per_prefix: u32,
-    /// Bytes a second an allocation relays in each direction; 0 for no limit.
+    /// Bytes a second an allocation relays in each direction, headers counted; 0 for no limit.
     pub bytes_per_allocation: u64,
+    /// As `bytes_per_allocation`, for all allocations of one user on this node.
+    pub bytes_per_user: u64,
+    /// As `bytes_per_allocation`, for all allocations of this node.
+    pub bytes_per_node: u64,
     /// TCP connections to peers of one allocation (RFC 6062).
     pub peer_connections_per_allocation: u32,
     /// Stream connections per worker that have not shown what they are, or not ended their TLS handshake; one more
@@ -39,6 +46,8 @@ impl Default for Limits {
             channels_per_allocation: core.channels_per_allocation as u32,
             strangers_per_prefix: core.strangers_per_prefix,
             bytes_per_allocation: core.bytes_per_allocation,
+            bytes_per_user: core.bytes_per_user,
+            bytes_per_node: core.bytes_per_node,
             peer_connections_per_allocation: core.peer_connections_per_allocation as u32,
             handshakes: 1024,
             handshake_seconds: 10,
@@ -61,11 +70,21 @@ impl Limits {
                 return Err(ConfigError::new(format!("limits.{key}"), format!("{value} is not in 1..={most}")));
             }
         }
+        // abuse.md D: below a few hundred, people behind one large NAT would keep one another out.
+        if (1..MIN_STRANGERS).contains(&self.strangers_per_prefix) {
+            let problem = format!(
+                "{} is too few for a prefix with many people; at least {MIN_STRANGERS}, or 0 for no limit",
+                self.strangers_per_prefix
+            );
+            return Err(ConfigError::new("limits.strangers_per_prefix", problem));
+        }
         Ok(turn_core::Limits {
             permissions_per_allocation: self.permissions_per_allocation as usize,
             channels_per_allocation: self.channels_per_allocation as usize,
             strangers_per_prefix: self.strangers_per_prefix,
             bytes_per_allocation: self.bytes_per_allocation,
+            bytes_per_user: self.bytes_per_user,
+            bytes_per_node: self.bytes_per_node,
             peer_connections_per_allocation: self.peer_connections_per_allocation as usize,
             ..turn_core::Limits::default()
         })
@@ -94,5 +113,22 @@ impl Default for Features {
 impl From<Features> for turn_core::Features {
     fn from(Features { tcp_allocations, mobility, sha256 }: Features) -> Self {
         Self { tcp_allocations, mobility, sha256 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_have_a_least() {
+        for (value, good) in [(0, true), (1, false), (199, false), (200, true), (u32::MAX, true)] {
+            let limits = Limits { strangers_per_prefix: value, ..Limits::default() };
+            let checked = limits.check().map(|limits| limits.strangers_per_prefix);
+            assert_eq!(checked.as_ref().ok().copied(), good.then_some(value));
+            if let Err(error) = checked {
+                assert!(error.to_string().starts_with("limits.strangers_per_prefix: "), "{error}");
+            }
+        }
     }
 }

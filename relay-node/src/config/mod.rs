@@ -8,6 +8,7 @@ mod check;
 mod limits;
 mod machine;
 mod streams;
+mod third_party;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use check::{Controllers, LogFormat, Settings, parse_network};
 pub use limits::{Features, Limits};
 use machine::Machine;
 pub use streams::{Streams, WrittenCertificate};
+pub use third_party::ThirdParty;
 
 /// The written form. Its defaults run on a laptop once `node_id` and `region` are given.
 #[derive(Clone, Deserialize)]
@@ -70,9 +72,9 @@ pub struct Config {
     pub tls: Tls,
     /// IP and port of `/livez`, `/readyz` and `/metrics`; empty for none.
     pub http: String,
-    /// Allocations on this relay, 0 for no limit.
+    /// Relayed addresses on this relay, 0 for no limit; a dual allocation has two.
     pub max_allocations: u32,
-    /// Allocations of one user on this relay, 0 for the cluster's number.
+    /// Relayed addresses of one user on this relay, 0 for the cluster's number.
     pub user_quota: u32,
     /// Bytes queued for a TCP client before whole frames are dropped.
     pub stream_send_cap: u32,
@@ -82,6 +84,8 @@ pub struct Config {
     pub limits: Limits,
     /// Extensions that are offered.
     pub features: Features,
+    /// Authorization servers whose access tokens are taken (RFC 7635).
+    pub third_party: ThirdParty,
     /// The lab switch: opens loopback peers and nothing else.
     pub allow_loopback_peers: bool,
     /// Peer networks denied beyond the built-in list, CIDR.
@@ -145,6 +149,7 @@ impl Default for Config {
             max_connections: 10_000,
             limits: Limits::default(),
             features: Features::default(),
+            third_party: ThirdParty::default(),
             allow_loopback_peers: false,
             denied_peers: Vec::new(),
             log: "info".into(),

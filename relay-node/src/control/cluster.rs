@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use prost::Message;
 use turn_core::policy::Network;
-use turn_core::{Features, Key, KeyRing, Limits, Policy, StaticUser};
+use turn_core::{Features, Key, KeyRing, Limits, Policy, StaticUser, ThirdParty};
 use turnpike_proto::v1;
 
 use crate::config::{self, parse_network};
@@ -75,6 +75,7 @@ pub(crate) struct Local {
     pub(crate) user_quota: usize,
     pub(crate) limits: Limits,
     pub(crate) features: Features,
+    pub(crate) third_party: Option<ThirdParty>,
 }
 
 impl Local {
@@ -90,6 +91,7 @@ impl Local {
             user_quota: settings.user_quota,
             limits: settings.limits.clone(),
             features: settings.features.clone(),
+            third_party: settings.third_party.clone(),
         }
     }
 }
@@ -144,7 +146,8 @@ impl Cluster {
 
     /// Whether clients can be authenticated.
     pub(crate) fn has_credentials(&self, local: &Local) -> bool {
-        self.settings.is_some() || !local.rest_secrets.0.is_empty() || !local.static_users.is_empty()
+        let own = !local.rest_secrets.0.is_empty() || !local.static_users.is_empty() || local.third_party.is_some();
+        self.settings.is_some() || own
     }
 
     /// The settings workers run with: the cluster's keys where a controller was ever heard, else this relay's own.
@@ -156,7 +159,7 @@ impl Cluster {
             members: members.into_iter().collect(),
             allow_loopback: local.allow_loopback,
         };
-        let (limits, features) = (local.limits.clone(), local.features.clone());
+        let (limits, features, third_party) = (local.limits.clone(), local.features.clone(), local.third_party.clone());
         match &self.settings {
             Some(cluster) => {
                 policy.denied.extend_from_slice(&cluster.denied);
@@ -168,6 +171,7 @@ impl Cluster {
                     policy,
                     limits,
                     features,
+                    third_party,
                     draining: false,
                 }
             }
@@ -179,6 +183,7 @@ impl Cluster {
                 policy,
                 limits,
                 features,
+                third_party,
                 draining: false,
             },
         }
@@ -256,6 +261,7 @@ mod tests {
             user_quota: 0,
             limits: Limits::default(),
             features: Features::default(),
+            third_party: None,
         }
     }
 

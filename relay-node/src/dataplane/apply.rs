@@ -149,8 +149,8 @@ impl Worker {
 
     fn queue(&mut self, target: Target, to: SocketAddr, from: Option<IpAddr>, gathered: Gathered) {
         let Gathered { head, body, padding, ip, direction } = gathered;
-        let tos = ip.dscp_ecn;
-        self.outgoing.push(target, Outgoing { to, from, tos, head, body, padding, direction });
+        let (tos, dont_fragment) = (ip.dscp_ecn, ip.dont_fragment);
+        self.outgoing.push(target, Outgoing { to, from, tos, dont_fragment, head, body, padding, direction });
     }
 
     /// From one allocation of this node to another.
@@ -203,8 +203,9 @@ impl Worker {
             };
             position = run.end;
             if let Some(entry) = self.relayed.socket(key) {
-                let socket = entry.socket.as_fd();
-                udp::send_run(&mut self.batch, socket, &self.outgoing, &self.packets, run, &mut self.counters);
+                let (socket, v6) = (entry.socket.as_fd(), entry.relayed.bound.is_ipv6());
+                let sending = (&mut self.batch, &self.outgoing, &self.packets, &mut self.counters);
+                udp::send_to_peers(socket, v6, run, sending);
             }
         }
         self.relayed.close_released();

@@ -27,7 +27,7 @@ pub(super) enum Loss {
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 21] = [
+const LABELS: [&str; 25] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -40,6 +40,10 @@ const LABELS: [&str; 21] = [
     "too_long",
     "not_ready",
     "peer_connections",
+    "bandwidth",
+    "icmp_rate",
+    "too_many_strangers",
+    "amplification",
     "other",
     "ring_full",
     "send_buffer",
@@ -50,7 +54,7 @@ const LABELS: [&str; 21] = [
     "restore_foreign",
     "restore_address",
 ];
-const OTHER: usize = 12;
+const OTHER: usize = 16;
 
 /// Direction of application data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -123,6 +127,10 @@ fn index(reason: DropReason) -> usize {
         DropReason::TooLong => 9,
         DropReason::NotReady => 10,
         DropReason::PeerConnections => 11,
+        DropReason::Bandwidth => 12,
+        DropReason::IcmpRate => 13,
+        DropReason::TooManyStrangers => 14,
+        DropReason::Amplification => 15,
         _ => OTHER,
     }
 }

@@ -7,9 +7,6 @@ mod listen;
 mod opening;
 mod outgoing;
 mod packet;
-mod peer_table;
-mod peers;
-mod pipe;
 mod prefixes;
 mod proxy;
 mod refusals;
@@ -84,9 +81,9 @@ pub struct DataplaneConfig {
     pub epoch: u64,
     /// Where the journal lives.
     pub journal: PathBuf,
-    /// Allocations per node, 0 for no limit: one more is 486.
+    /// Relayed addresses per node, 0 for no limit: one more is 508.
     pub max_allocations: usize,
-    /// Allocations per user on this node, 0 for no limit: one more is 486.
+    /// Relayed addresses per user on this node, 0 for no limit: one more is 486.
     pub user_quota: usize,
     /// TCP: bytes queued for a connection before whole frames are dropped.
     pub stream_send_cap: usize,

@@ -37,6 +37,8 @@ pub(super) struct Outgoing {
     /// Source, where the socket is bound to none.
     pub(super) from: Option<IpAddr>,
     pub(super) tos: u8,
+    /// DF, on a relayed address.
+    pub(super) dont_fragment: bool,
     pub(super) head: Head,
     pub(super) body: Body,
     pub(super) padding: u8,
@@ -75,6 +77,12 @@ impl OutgoingQueue {
         let (target, _) = *self.order.get(start)?;
         let length = self.order[start..].iter().take_while(|(other, _)| *other == target).count();
         Some((target, start..start + length))
+    }
+
+    /// Where the items from `start` on, of a run that ends at `end`, begin to differ in DF.
+    pub(super) fn same_fragmentation(&self, start: usize, end: usize) -> usize {
+        let first = self.at(start).dont_fragment;
+        (start..end).find(|position| self.at(*position).dont_fragment != first).unwrap_or(end)
     }
 
     /// The item at a position of a run.
@@ -125,6 +133,7 @@ mod tests {
                 to: ([127, 0, 0, 1], 1).into(),
                 from: None,
                 tos: 0,
+                dont_fragment: false,
                 head: Head::EMPTY,
                 body,
                 padding: 2,

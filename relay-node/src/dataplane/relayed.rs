@@ -11,17 +11,15 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 use turn_core::{
-    AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, PeerAddr,
-    PeerConnectionId, PeerTransport, RelayedAddr, Route, WorkerId,
+    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, Meters, PeerAddr, PeerTransport, RelayedAddr,
+    Route, WorkerId,
 };
 
 use super::RelayIp;
-use super::peer_table::PeerTable;
-use super::peers::{self, Peers};
 use super::worker::Token;
 use crate::registry::{Registry, RestoreError};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::socket::receive_errors;
+use crate::sys::socket::{Fragmentation, receive_errors, set_fragmentation};
 
 /// Who owns a peer's address, as far as this node is concerned. Read per packet by every worker.
 pub(super) struct Routes {
@@ -33,20 +31,6 @@ pub(super) struct Routes {
 
 /// Relayed port -> worker, for one relay IP.
 struct PortTable(Box<[AtomicU8]>);
-
-/// In a [`PortTable`]: the port accepts TCP, and no datagrams.
-const TCP: u8 = 0x80;
-
-/// Where a TCP connection to a peer goes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum TcpRoute {
-    /// Not ours.
-    Internet,
-    /// A TCP allocation of this node: where its relayed address is bound.
-    Relayed(SocketAddr),
-    /// An address of ours that relays no TCP: never reachable (abuse.md A).
-    Nobody,
-}
 
 impl Routes {
     /// Routes without relayed addresses. A listener on every address stands for each of `local`.
@@ -72,10 +56,9 @@ impl Routes {
         for (ip, table) in &self.relay_ips {
             if to.ip() == ip.bound || to.ip() == ip.advertised {
                 // Relaxed: a packet that overtakes the change of its port is lost, as on any network.
-                return match table.0[usize::from(to.port())].load(Ordering::Relaxed) {
-                    // A datagram has nobody to go to at an address of TCP.
-                    0 | TCP.. => Route::Nobody,
-                    worker => Route::Worker(WorkerId(u16::from(worker) - 1)),
+                return match table.0[usize::from(to.port())].load(Ordering::Relaxed).checked_sub(1) {
+                    Some(worker) => Route::Worker(WorkerId(worker.into())),
+                    None => Route::Nobody,
                 };
             }
         }
@@ -85,37 +68,9 @@ impl Routes {
         Route::Internet
     }
 
-    /// As [`Routes::route`], for TCP.
-    pub(super) fn tcp_route(&self, to: PeerAddr) -> TcpRoute {
-        for (ip, table) in &self.relay_ips {
-            if to.ip() == ip.bound || to.ip() == ip.advertised {
-                return match table.0[usize::from(to.port())].load(Ordering::Relaxed) {
-                    TCP.. => TcpRoute::Relayed(SocketAddr::new(ip.bound, to.port())),
-                    _ => TcpRoute::Nobody,
-                };
-            }
-        }
-        match self.route(to) {
-            Route::Internet => TcpRoute::Internet,
-            Route::Worker(_) | Route::Member(_) | Route::Nobody => TcpRoute::Nobody,
-        }
-    }
-
-    /// A peer as clients know it: an allocation of this node is known by its advertised address.
-    pub(super) fn advertised(&self, peer: PeerAddr) -> PeerAddr {
-        let ours = self.relay_ips.iter().find(|(ip, _)| ip.bound == peer.ip());
-        ours.map_or(peer, |(ip, _)| PeerAddr::new(SocketAddr::new(ip.advertised, peer.port())))
-    }
-
-    /// Whether anybody has a relayed address.
-    fn is_held(&self, relayed: RelayedAddr) -> bool {
-        let ours = self.relay_ips.iter().find(|(ip, _)| ip.advertised == relayed.advertised.ip());
-        ours.is_some_and(|(_, table)| table.0[usize::from(relayed.port())].load(Ordering::Relaxed) != 0)
-    }
-
-    fn set(&self, relayed: RelayedAddr, worker: Option<WorkerId>, flag: u8) {
+    fn set(&self, relayed: RelayedAddr, worker: Option<WorkerId>) {
         // 1..=64 workers: worker 0 is 1, nobody is 0.
-        let owner = worker.map_or(0, |worker| (worker.0 as u8 + 1) | flag);
+        let owner = worker.map_or(0, |worker| worker.0 as u8 + 1);
         for (ip, table) in &self.relay_ips {
             if ip.advertised == relayed.advertised.ip() {
                 table.0[usize::from(relayed.port())].store(owner, Ordering::Relaxed);
@@ -141,20 +96,11 @@ pub(super) struct Relayed {
     sockets: Slab<RelayedSocket>,
     by_port: FxHashMap<(Family, u16), usize>,
     released: Vec<(RelayedAddr, Box<[u8]>)>,
-    /// Of TCP allocations.
-    pub(super) peers: Peers,
 }
 
 impl Relayed {
-    pub(super) fn new(
-        worker: WorkerId,
-        registry: Arc<Registry>,
-        routes: Arc<Routes>,
-        table: Arc<PeerTable>,
-        epoll: Arc<Epoll>,
-    ) -> Self {
+    pub(super) fn new(worker: WorkerId, registry: Arc<Registry>, routes: Arc<Routes>, epoll: Arc<Epoll>) -> Self {
         Self {
-            peers: Peers::new(worker, table, Arc::clone(&routes), Arc::clone(&epoll)),
             worker,
             registry,
             routes,
@@ -182,7 +128,7 @@ impl Relayed {
 
     /// Whether any worker of this process has the address.
     pub(super) fn is_held(&self, relayed: RelayedAddr) -> bool {
-        self.routes.is_held(relayed)
+        matches!(self.routes.route(PeerAddr::new(relayed.advertised)), Route::Worker(_))
     }
 
     /// Keeps track of which allocation has which address.
@@ -216,13 +162,13 @@ impl Relayed {
 
     /// Nothing is sent to it any more; what this turn still sends from it leaves first.
     pub(super) fn release(&mut self, relayed: RelayedAddr, quota_key: Box<[u8]>) {
-        self.routes.set(relayed, None, 0);
+        self.routes.set(relayed, None);
         self.released.push((relayed, quota_key));
     }
 
-    /// Frees ports that were reserved and not claimed in time.
-    pub(super) fn expire_reservations(&self, now: Instant) {
-        self.registry.expire_reservations(now);
+    /// As [`Registry::tick`].
+    pub(super) fn tick(&self, now: Instant) {
+        self.registry.tick(now);
     }
 
     /// Closes what was released, then gives ports and shares back.
@@ -230,8 +176,6 @@ impl Relayed {
         for (relayed, quota_key) in self.released.drain(..) {
             if let Some(key) = self.by_port.remove(&(relayed.family(), relayed.port())) {
                 self.sockets.remove(key);
-                self.registry.release(relayed, &quota_key);
-            } else if self.peers.unwatch(relayed) {
                 self.registry.release(relayed, &quota_key);
             }
         }
@@ -243,29 +187,15 @@ impl Relayed {
         self.epoll.add(socket.as_fd(), token, Interest::Read)?;
         self.by_port.insert((relayed.family(), relayed.port()), entry.key());
         entry.insert(RelayedSocket { relayed, socket, holder: None });
-        self.routes.set(relayed, Some(self.worker), 0);
+        self.routes.set(relayed, Some(self.worker));
         Ok(())
-    }
-}
-
-impl Relayed {
-    /// Binds the relayed address of a TCP allocation, which accepts from now on (RFC 6062 §5.1).
-    fn listen(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
-        let (relayed, listener) = self.registry.bind_any(request, peers::listen)?;
-        self.peers.watch(relayed, listener).map_err(|error| {
-            tracing::error!(%error, "cannot watch a relayed address");
-            self.registry.release(relayed, request.quota_key);
-            BindError::NoPort
-        })?;
-        self.routes.set(relayed, Some(self.worker), TCP);
-        Ok(Bound { relayed, reservation: None })
     }
 }
 
 impl Host for Relayed {
     fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
         if request.transport == PeerTransport::Tcp {
-            return self.listen(request);
+            return Err(BindError::NoPort);
         }
         let (bound, socket) = self.registry.bind(request, open)?;
         self.keep(bound.relayed, socket).map_err(|error| {
@@ -276,12 +206,8 @@ impl Host for Relayed {
         Ok(bound)
     }
 
-    fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
-        self.peers.connect(relayed, to)
-    }
-
-    fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
-        self.peers.claim(connection, username)
+    fn meters(&mut self, quota_key: &[u8]) -> Meters {
+        self.registry.meters(quota_key)
     }
 
     fn route(&self, to: PeerAddr) -> Route {
@@ -298,6 +224,8 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_recv_tos_v4(true)?;
     }
     receive_errors(socket.as_fd(), address.is_ipv6())?;
+    // RFC 8656 §14, alternate behavior: the DF bit of what arrives is not known, and taken for 0.
+    set_fragmentation(socket.as_fd(), address.is_ipv6(), Fragmentation::Allowed)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
@@ -350,8 +278,7 @@ mod tests {
         let bounds = Bounds { max_allocations, user_quota: 0 };
         let registry = Arc::new(Registry::new(ips, 50_000..=59_999, bounds));
         let epoll = Arc::new(Epoll::new()?);
-        let table = Arc::new(PeerTable::new(9, &[]));
-        Ok((Relayed::new(WorkerId(3), registry, Arc::clone(&routes), table, epoll), routes))
+        Ok((Relayed::new(WorkerId(3), registry, Arc::clone(&routes), epoll), routes))
     }
 
     #[test]
@@ -382,37 +309,6 @@ mod tests {
     }
 
     #[test]
-    fn a_tcp_allocation_is_reached_by_tcp_alone() -> anyhow::Result<()> {
-        let (mut relayed, routes) = relayed(0)?;
-        let udp = relayed.bind(request(Family::V4))?.relayed;
-        let request = BindRequest { transport: PeerTransport::Tcp, ..request(Family::V4) };
-        let tcp = relayed.bind(request)?.relayed;
-        for address in [tcp.advertised, tcp.bound] {
-            assert_eq!(routes.route(PeerAddr::new(address)), Route::Nobody);
-            assert_eq!(routes.tcp_route(PeerAddr::new(address)), TcpRoute::Relayed(tcp.bound));
-        }
-        assert!(relayed.is_held(tcp) && relayed.is_held(udp));
-        let cases = [
-            (udp.advertised.to_string(), TcpRoute::Nobody, "a UDP allocation"),
-            ("127.0.0.1:22".into(), TcpRoute::Nobody, "own IP, another service"),
-            ("198.51.100.4:3478".into(), TcpRoute::Nobody, "own listener"),
-            ("203.0.113.9:1".into(), TcpRoute::Internet, "a peer"),
-        ];
-        for (address, expected, what) in &cases {
-            assert_eq!(routes.tcp_route(peer(address)), *expected, "{what}");
-        }
-        assert_eq!(relayed.connect(tcp, PeerAddr::new(tcp.advertised)), Err(ConnectError::Forbidden), "itself");
-        assert_eq!(routes.advertised(PeerAddr::new(tcp.bound)), PeerAddr::new(tcp.advertised));
-        assert_eq!(routes.advertised(peer("203.0.113.9:1")), peer("203.0.113.9:1"));
-
-        relayed.release(tcp, (*b"u").into());
-        assert!(!relayed.is_held(tcp));
-        relayed.close_released();
-        assert!(std::net::TcpListener::bind(tcp.bound).is_ok(), "closed");
-        Ok(())
-    }
-
-    #[test]
     fn a_released_address_is_closed_and_free_only_at_the_end_of_the_turn() -> anyhow::Result<()> {
         let (mut relayed, _) = relayed(1)?;
         let request = request(Family::V6);
@@ -420,7 +316,7 @@ mod tests {
         let key = relayed.find(address.advertised).expect("held");
         relayed.release(address, (*b"u").into());
         assert!(relayed.socket(key).is_some(), "what this turn sends can still leave");
-        assert_eq!(relayed.bind(request), Err(BindError::QuotaReached));
+        assert_eq!(relayed.bind(request), Err(BindError::NoPort));
         relayed.close_released();
         assert_eq!(relayed.find(address.bound), None);
         assert!(UdpSocket::bind(address.bound).is_ok(), "closed");

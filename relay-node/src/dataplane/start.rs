@@ -11,7 +11,6 @@ use turn_core::{Change, Record, Server, Settings, WorkerId};
 
 use super::accept::Door;
 use super::listen::Listener;
-use super::peer_table::PeerTable;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
 use super::worker::{Reporting, Setup, Shown, Worker};
@@ -27,7 +26,6 @@ pub(super) struct Starting {
     pub(super) registry: Arc<Registry>,
     routes: Arc<Routes>,
     door: Arc<Door>,
-    peers: Arc<PeerTable>,
     wakers: Vec<Arc<Waker>>,
     /// Rings of the workers that have not been spawned, the first one last.
     ends: Vec<Ends>,
@@ -57,7 +55,6 @@ impl Starting {
             registry: Arc::new(Registry::new(config.relay_ips.clone(), config.relay_ports.clone(), bounds)),
             routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
             door: Door::new(&config.streams)?,
-            peers: Arc::new(PeerTable::new(config.max_connections.saturating_mul(config.workers.into()), &wakers)),
             wakers,
             ends,
             ready: mpsc::channel(),
@@ -81,13 +78,7 @@ impl Starting {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).context("the system has no randomness")?;
         let server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
-        let relayed = Relayed::new(
-            id,
-            Arc::clone(&self.registry),
-            Arc::clone(&self.routes),
-            Arc::clone(&self.peers),
-            Arc::clone(&epoll),
-        );
+        let relayed = Relayed::new(id, Arc::clone(&self.registry), Arc::clone(&self.routes), Arc::clone(&epoll));
         self.handles.push(Handle { commands, waker: Arc::clone(&waker), shown: Arc::clone(&shown), thread: None });
         Ok(Setup {
             id,

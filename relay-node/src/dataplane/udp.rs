@@ -10,6 +10,7 @@ use super::counters::{Counters, Loss};
 use super::outgoing::OutgoingQueue;
 use super::packet::Packets;
 use crate::sys::message::SendBatch;
+use crate::sys::socket::{Fragmentation, set_fragmentation};
 
 /// Sends a run by one socket; counts what the kernel took and what it did not. Never waits.
 pub(super) fn send_run(
@@ -59,6 +60,30 @@ pub(super) fn send_run(
     }
 }
 
+/// Sends a run from a relayed address: DF is a matter of the socket, so it is set for those in a row that want it
+/// (RFC 8656 §14).
+pub(super) fn send_to_peers(
+    socket: BorrowedFd<'_>,
+    v6: bool,
+    run: Range<usize>,
+    (batch, outgoing, packets, counters): (&mut SendBatch, &OutgoingQueue, &Packets, &mut Counters),
+) {
+    let mut next = run.start;
+    while next < run.end {
+        let end = outgoing.same_fragmentation(next, run.end);
+        if !outgoing.at(next).dont_fragment {
+            send_run(batch, socket, outgoing, packets, next..end, counters);
+        } else if set_fragmentation(socket, v6, Fragmentation::Forbidden).is_ok() {
+            send_run(batch, socket, outgoing, packets, next..end, counters);
+            // What could be set can be set back.
+            let _ = set_fragmentation(socket, v6, Fragmentation::Allowed);
+        } else {
+            (next..end).for_each(|_| counters.lost(Loss::SendRefused));
+        }
+        next = end;
+    }
+}
+
 /// Counts an item that has left.
 pub(super) fn count(outgoing: &OutgoingQueue, packets: &Packets, position: usize, counters: &mut Counters) {
     let item = outgoing.at(position);
@@ -89,6 +114,7 @@ mod tests {
                 to: *to,
                 from: None,
                 tos: 0,
+                dont_fragment: false,
                 head: Head::EMPTY,
                 body,
                 padding: 0,

@@ -82,6 +82,33 @@ pub fn receive_errors(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
     unsafe { set_option::<libc::c_int>(socket, level, name, 1) }
 }
 
+/// What becomes of a datagram that is longer than a hop takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fragmentation {
+    /// It is fragmented: DF is 0.
+    Allowed,
+    /// It is lost, and the loss is told: DF is 1.
+    Forbidden,
+}
+
+/// Sets DF of the datagrams sent from now on (IP_MTU_DISCOVER, IPV6_MTU_DISCOVER). Neither way does a socket of IPv4
+/// believe ICMP about the path: whoever forges it would cut everybody's datagrams. That of IPv6 has to, because no
+/// router fragments for it.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_fragmentation(socket: BorrowedFd<'_>, v6: bool, fragmentation: Fragmentation) -> io::Result<()> {
+    let (level, name, value) = match (v6, fragmentation) {
+        // Unlike DONT, OMIT lets ICMP "fragmentation needed" reach the error queue.
+        (false, Fragmentation::Allowed) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT),
+        (false, Fragmentation::Forbidden) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (true, Fragmentation::Allowed) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT),
+        (true, Fragmentation::Forbidden) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+    };
+    // SAFETY: both options take an int.
+    unsafe { set_option::<libc::c_int>(socket, level, name, value) }
+}
+
 /// An error that the network reported for a datagram sent before.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct IcmpError {
@@ -91,10 +118,13 @@ pub struct IcmpError {
     pub kind: u8,
     /// ICMP or ICMPv6 code.
     pub code: u8,
+    /// MTU of the next hop, where type and code carry one; of no meaning with others.
+    pub mtu: u32,
 }
 
-/// Takes one entry off the error queue. `Ok(None)` is an entry that did not come by ICMP (as for a datagram the kernel
-/// itself found too long).
+/// Takes one entry off the error queue. A datagram that the kernel itself found too long for its first hop, because it
+/// may not be fragmented, is an entry as a router would have sent it; IPv4 tells no port then. `Ok(None)` is any other
+/// entry that did not come by ICMP.
 ///
 /// # Errors
 /// WouldBlock when the queue is empty; else as recvmsg(2).
@@ -118,11 +148,23 @@ pub fn receive_icmp(socket: BorrowedFd<'_>) -> io::Result<Option<IcmpError>> {
     control_messages(&control, header.msg_controllen as _, |level, kind, data| {
         let ours =
             matches!((level, kind), (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR));
-        // struct sock_extended_err: errno 4 bytes, origin, type, code, padding.
-        if let (true, [_, _, _, _, origin, kind, code, ..]) = (ours, data)
-            && matches!(*origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6)
-        {
-            error = Some(IcmpError { destination, kind: *kind, code: *code });
+        // struct sock_extended_err: errno 4 bytes, origin, type, code, padding, info 4 bytes (the MTU).
+        if let (true, [e0, e1, e2, e3, origin, kind, code, _, i0, i1, i2, i3, ..]) = (ours, data) {
+            let mtu = u32::from_ne_bytes([*i0, *i1, *i2, *i3]);
+            let too_long = i32::from_ne_bytes([*e0, *e1, *e2, *e3]) == libc::EMSGSIZE;
+            let (kind, code) = match *origin {
+                libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6 => (*kind, *code),
+                // Fragmentation needed (RFC 792); packet too big (RFC 4443 §3.2).
+                libc::SO_EE_ORIGIN_LOCAL if too_long => {
+                    if destination.is_ipv4() {
+                        (3, 4)
+                    } else {
+                        (2, 0)
+                    }
+                }
+                _ => return,
+            };
+            error = Some(IcmpError { destination, kind, code, mtu });
         }
     });
     Ok(error)
@@ -150,6 +192,31 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn a_datagram_that_must_not_be_fragmented_is_told_to_be_too_long() -> io::Result<()> {
+        // Loopback takes 65,536 bytes: one less than IP and UDP headers and the longest payload of IPv4.
+        for (local, length, expected) in [("127.0.0.1:0", 65_507, None), ("[::1]:0", 65_527, Some((2, 0, 65_536)))] {
+            let socket = UdpSocket::bind(local)?;
+            let v6 = socket.local_addr()?.is_ipv6();
+            receive_errors(socket.as_fd(), v6)?;
+            let peer = UdpSocket::bind(local)?;
+            for (fragmentation, expected) in
+                [(Fragmentation::Allowed, None), (Fragmentation::Forbidden, expected), (Fragmentation::Allowed, None)]
+            {
+                set_fragmentation(socket.as_fd(), v6, fragmentation)?;
+                let sent = socket.send_to(&vec![0; length], peer.local_addr()?);
+                let told = receive_icmp(socket.as_fd()).ok().flatten();
+                assert_eq!(
+                    told.map(|error| (error.kind, error.code, error.mtu)),
+                    expected,
+                    "{local} {fragmentation:?}"
+                );
+                assert_eq!(sent.is_err(), expected.is_some(), "{local} {fragmentation:?}");
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_closed_port_is_reported_with_the_destination() -> io::Result<()> {

@@ -82,6 +82,13 @@ pub(crate) fn again(config: &DataplaneConfig, dataplane: &Dataplane) -> Dataplan
     DataplaneConfig { listen: dataplane.listen().to_vec(), epoch: config.epoch + 1, ..config.clone() }
 }
 
+/// Connections refused for a reason over all workers, once that has been published.
+pub(crate) fn refused(dataplane: &Dataplane, label: &str) -> u64 {
+    let snapshots = dataplane.snapshots();
+    let of_label = snapshots.iter().flat_map(|worker| &worker.refused_connections).filter(|(name, _)| *name == label);
+    of_label.map(|(_, count)| count).sum()
+}
+
 /// A count over all workers, once it has been published.
 pub(crate) fn dropped(dataplane: &Dataplane, label: &str) -> u64 {
     let snapshots = dataplane.snapshots();
@@ -89,9 +96,13 @@ pub(crate) fn dropped(dataplane: &Dataplane, label: &str) -> u64 {
     of_label.map(|(_, count)| count).sum()
 }
 
+/// What carries a stream's bytes.
+pub(crate) trait Duplex: Read + Write {}
+impl<T: Read + Write> Duplex for T {}
+
 enum Wire {
     Udp(UdpSocket),
-    Tcp { stream: TcpStream, unread: Vec<u8> },
+    Stream { stream: Box<dyn Duplex>, local: SocketAddr, unread: Vec<u8> },
 }
 
 /// A client and its socket.
@@ -106,24 +117,30 @@ pub(crate) struct TurnClient {
 impl TurnClient {
     /// Over UDP from `local`, port chosen by the system, or TCP.
     pub(crate) fn new(transport: Transport, local: &str, relay: SocketAddr, user: &str) -> Result<Self> {
-        let wire = if transport == Transport::Udp {
-            let socket = UdpSocket::bind((local, 0))?;
-            socket.connect(relay)?;
-            socket.set_read_timeout(Some(Duration::from_millis(10)))?;
-            Wire::Udp(socket)
-        } else {
-            let stream = TcpStream::connect(relay)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(Duration::from_millis(10)))?;
-            Wire::Tcp { stream, unread: Vec::new() }
-        };
+        if transport.is_stream() {
+            let stream = connect(relay)?;
+            let local = stream.local_addr()?;
+            return Self::over(Box::new(stream), local, transport, user);
+        }
+        let socket = UdpSocket::bind((local, 0))?;
+        socket.connect(relay)?;
+        socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+        Self::on(Wire::Udp(socket), relay.is_ipv6(), transport, user)
+    }
+
+    /// Over a stream that is there already, which does not wait long when it is read.
+    pub(crate) fn over(stream: Box<dyn Duplex>, local: SocketAddr, transport: Transport, user: &str) -> Result<Self> {
+        Self::on(Wire::Stream { stream, local, unread: Vec::new() }, local.is_ipv6(), transport, user)
+    }
+
+    fn on(wire: Wire, is_v6: bool, transport: Transport, user: &str) -> Result<Self> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)?;
         let client = Client::new(ClientConfig {
             transport,
             username: user.into(),
             password: PASSWORD.into(),
-            family: relay.is_ipv6().then_some(turn_core::Family::V6),
+            family: is_v6.then_some(turn_core::Family::V6),
             lifetime: None,
             seed,
         });
@@ -141,7 +158,7 @@ impl TurnClient {
     pub(crate) fn local(&self) -> Result<SocketAddr> {
         Ok(match &self.wire {
             Wire::Udp(socket) => socket.local_addr()?,
-            Wire::Tcp { stream, .. } => stream.local_addr()?,
+            Wire::Stream { local, .. } => *local,
         })
     }
 
@@ -172,7 +189,11 @@ impl TurnClient {
     fn transmit(&mut self, packet: &[u8]) -> Result<()> {
         match &mut self.wire {
             Wire::Udp(socket) => drop(socket.send(packet)?),
-            Wire::Tcp { stream, .. } => packet.chunks(self.piece).try_for_each(|piece| stream.write_all(piece))?,
+            Wire::Stream { stream, .. } => {
+                packet
+                    .chunks(self.piece)
+                    .try_for_each(|piece| stream.write_all(piece).and_then(|()| stream.flush()))?;
+            }
         }
         Ok(())
     }
@@ -195,7 +216,7 @@ impl TurnClient {
                 Err(error) if quiet(&error) => Ok(None),
                 Err(error) => Err(error.into()),
             },
-            Wire::Tcp { stream, unread } => {
+            Wire::Stream { stream, unread, .. } => {
                 if !matches!(frame(unread), Frame::Whole(_)) {
                     match stream.read(&mut buffer) {
                         Ok(0) => bail!("the relay closed the connection"),
@@ -286,6 +307,14 @@ impl TurnClient {
         }
         bail!("nothing comes from the peer")
     }
+}
+
+/// A connection that does not wait long when it is read.
+pub(crate) fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(to)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_millis(10)))?;
+    Ok(stream)
 }
 
 /// A peer that the test reads and writes by hand.

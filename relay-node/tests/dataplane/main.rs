@@ -1,9 +1,12 @@
 //! The data plane on loopback, with real sockets and real threads. Each test has a loopback address of its own.
 
+mod authority;
 mod client;
+mod door;
 mod restart;
 mod streams;
-mod tcp_allocations;
+mod tls;
+mod web;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use relay_node::dataplane::{Dataplane, DataplaneConfig, Listen, shard};
 use turn_core::{Change, EndReason, Transport};
 
 /// Permission, Send and Data indications, then a channel: both ways, sources right.
-fn call(client: &mut TurnClient) -> Result<()> {
+pub(crate) fn call(client: &mut TurnClient) -> Result<()> {
     let relayed = client.allocate()?;
     let peer = peer("127.0.0.1")?;
     let address = peer.local_addr()?;
@@ -146,7 +149,7 @@ fn a_user_has_no_more_than_the_quota_whichever_workers_serve() -> Result<()> {
     let (mut bob, mut more) = (client("bob")?, client("bob")?);
     bob.allocate()?;
     more.allocate()?;
-    assert_eq!(client("bob")?.refused()?, 486, "of the node");
+    assert_eq!(client("bob")?.refused()?, 508, "of the node");
     clients[0].delete()?;
     client("alice")?.allocate()?;
     assert_eq!(client("alice")?.refused()?, 486);

@@ -8,8 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use sha1::Sha1;
-use smallvec::SmallVec;
-use subtle::ConstantTimeEq;
+use sha2::Sha256;
 
 use crate::{Key, Settings};
 
@@ -18,20 +17,39 @@ use crate::{Key, Settings};
 pub struct Minted {
     /// `<Unix seconds of expiry>:<user>`.
     pub username: Vec<u8>,
-    /// base64(HMAC-SHA1(secret, username)).
+    /// base64(HMAC(secret, username)).
     pub password: String,
 }
 
 /// The 16-byte long-term key MD5(username ":" realm ":" password) (RFC 8489 §9.2.2).
 pub type LongTermKey = [u8; 16];
 
-/// Length of base64 of an HMAC-SHA1.
-const PASSWORD_LEN: usize = 28;
+/// Length of base64 of an HMAC-SHA256, the longer of the two.
+const MAX_PASSWORD: usize = 44;
 
-/// Makes TURN REST credentials that expire at `expires_at` (Unix seconds).
+/// The HMAC of a TURN REST password.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum RestHash {
+    /// As draft-uberti-behave-turn-rest has it, and every server.
+    Sha1,
+    /// The same with the stronger hash; relays take both.
+    Sha256,
+}
+
+/// Makes TURN REST credentials that expire at `expires_at` (Unix seconds), with HMAC-SHA1: every TURN server that knows
+/// the secret takes them.
 pub fn mint(secret: &Key, user: &[u8], expires_at: u64) -> Minted {
+    mint_with(RestHash::Sha1, secret, user, expires_at)
+}
+
+/// As [`mint`] with HMAC-SHA256, which relays with SHA-256 switched on take too.
+pub fn mint_sha256(secret: &Key, user: &[u8], expires_at: u64) -> Minted {
+    mint_with(RestHash::Sha256, secret, user, expires_at)
+}
+
+fn mint_with(hash: RestHash, secret: &Key, user: &[u8], expires_at: u64) -> Minted {
     let username = [expires_at.to_string().as_bytes(), b":", user].concat();
-    let password = String::from_utf8_lossy(&password(secret, &username)).into_owned();
+    let password = String::from_utf8_lossy(RestPassword::new(hash, secret, &username).as_bytes()).into_owned();
     Minted { username, password }
 }
 
@@ -49,40 +67,74 @@ pub fn long_term_key(username: &[u8], realm: &str, password: &[u8]) -> LongTermK
     hash.finalize().into()
 }
 
-/// Every key that would authenticate this user name now (one per live secret, or the static one). Empty for an
-/// unknown, expired, overflowing or malformed name: the caller answers as for a wrong password.
-pub fn candidate_keys(settings: &Settings, username: &[u8], unix_seconds: u64) -> SmallVec<[LongTermKey; 2]> {
-    keys(settings, username, |expires_at| expires_at > unix_seconds)
+/// Every TURN REST password that this name can have now, most likely ones first: of each live secret with HMAC-SHA1,
+/// then, where SHA-256 is on, of each with HMAC-SHA256. None for an expired, overflowing or malformed name: the caller
+/// answers as for a wrong password.
+pub fn rest_passwords<'a>(
+    settings: &'a Settings,
+    username: &'a [u8],
+    unix_seconds: u64,
+) -> impl Iterator<Item = RestPassword> + 'a {
+    passwords(settings, username, move |expires_at| expires_at > unix_seconds)
 }
 
-/// As [`candidate_keys`], whether the name has expired or not: for requests on an allocation that this very name made,
+/// As [`rest_passwords`], whether the name has expired or not: for requests on an allocation that this very name made,
 /// so that a call may last longer than its credentials. A secret that left the ring ends them all the same.
-pub fn candidate_keys_of_holder(settings: &Settings, username: &[u8]) -> SmallVec<[LongTermKey; 2]> {
-    keys(settings, username, |_| true)
+pub fn rest_passwords_of_holder<'a>(
+    settings: &'a Settings,
+    username: &'a [u8],
+) -> impl Iterator<Item = RestPassword> + 'a {
+    passwords(settings, username, |_| true)
 }
 
-fn keys(settings: &Settings, username: &[u8], live: impl Fn(u64) -> bool) -> SmallVec<[LongTermKey; 2]> {
-    let mut keys = SmallVec::new();
-    // No early end: how long this takes does not tell which of the names exists.
-    for user in &settings.static_users {
-        if user.username.ct_eq(username).into() {
-            keys.push(long_term_key(username, &settings.realm, &user.password));
-        }
-    }
-    if ephemeral(username).and_then(|(digits, _)| decimal(digits)).is_some_and(live) {
-        for secret in &settings.rest_secrets.0 {
-            keys.push(long_term_key(username, &settings.realm, &password(secret, username)));
-        }
-    }
-    keys
+fn passwords<'a>(
+    settings: &'a Settings,
+    username: &'a [u8],
+    live: impl Fn(u64) -> bool,
+) -> impl Iterator<Item = RestPassword> + 'a {
+    let is_live = ephemeral(username).and_then(|(digits, _)| decimal(digits)).is_some_and(live);
+    let hashes: &[RestHash] = match (is_live, settings.features.sha256) {
+        (false, _) => &[],
+        (true, false) => &[RestHash::Sha1],
+        (true, true) => &[RestHash::Sha1, RestHash::Sha256],
+    };
+    let secrets = &settings.rest_secrets.0;
+    hashes.iter().flat_map(move |hash| secrets.iter().map(|secret| RestPassword::new(*hash, secret, username)))
 }
 
-fn password(secret: &Key, username: &[u8]) -> [u8; PASSWORD_LEN] {
-    let mut mac = Hmac::<Sha1>::new_from_slice(&secret.secret).expect("HMAC takes a key of any length");
+/// A TURN REST password: base64(HMAC(secret, username)).
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub struct RestPassword {
+    bytes: [u8; MAX_PASSWORD],
+    len: usize,
+}
+
+impl std::fmt::Debug for RestPassword {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RestPassword")
+    }
+}
+
+impl RestPassword {
+    fn new(hash: RestHash, secret: &Key, username: &[u8]) -> Self {
+        let mut bytes = [0; MAX_PASSWORD];
+        let len = match hash {
+            RestHash::Sha1 => encoded_mac::<Hmac<Sha1>>(secret, username, &mut bytes),
+            RestHash::Sha256 => encoded_mac::<Hmac<Sha256>>(secret, username, &mut bytes),
+        };
+        Self { bytes, len }
+    }
+
+    /// The characters.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+fn encoded_mac<M: Mac + KeyInit>(secret: &Key, username: &[u8], out: &mut [u8; MAX_PASSWORD]) -> usize {
+    let mut mac = <M as KeyInit>::new_from_slice(&secret.secret).expect("HMAC takes a key of any length");
     mac.update(username);
-    let mut password = [0; PASSWORD_LEN];
-    STANDARD.encode_slice(mac.finalize().into_bytes(), &mut password).expect("20 bytes are 28 characters");
-    password
+    STANDARD.encode_slice(mac.finalize().into_bytes(), out).expect("32 bytes are 44 characters")
 }
 
 /// Parts `<digits>:<user>`.
@@ -100,7 +152,7 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{KeyRing, StaticUser};
+    use crate::KeyRing;
 
     const NOW: u64 = 1_700_000_000;
 
@@ -109,11 +161,9 @@ mod tests {
     }
 
     fn settings() -> Settings {
-        let static_user = StaticUser { username: b"alice".to_vec(), password: b"s3cret".to_vec() };
         Settings {
             realm: "turnpike".to_owned(),
             rest_secrets: KeyRing(vec![key(2, b"new"), key(1, b"old")]),
-            static_users: vec![static_user],
             ..Settings::default()
         }
     }
@@ -133,29 +183,41 @@ mod tests {
     }
 
     #[test]
-    fn every_live_secret_verifies() {
-        let settings = settings();
-        for secret in &settings.rest_secrets.0 {
-            let minted = mint(secret, b"bob", NOW + 1);
-            let expected = long_term_key(&minted.username, "turnpike", minted.password.as_bytes());
-            assert!(candidate_keys(&settings, &minted.username, NOW).contains(&expected));
-        }
-        let gone = mint(&key(3, b"gone"), b"bob", NOW + 1);
-        let wrong = long_term_key(&gone.username, "turnpike", gone.password.as_bytes());
-        assert!(!candidate_keys(&settings, &gone.username, NOW).contains(&wrong));
+    fn minted_with_sha256() {
+        // printf 1700000000:alice | openssl dgst -sha256 -hmac north -binary | base64
+        let minted = mint_sha256(&key(1, b"north"), b"alice", NOW);
+        assert_eq!(minted.username, b"1700000000:alice");
+        assert_eq!(minted.password, "EuME0Xh0HllnbpbObfs8aBsd78Vr1EMwxArqbyCrGl8=");
     }
 
     #[test]
-    fn which_names_have_keys() {
-        // abuse.md C: expired, overflowing, negative, absent REST time.
+    fn every_live_secret_verifies_by_either_hash() {
+        let settings = settings();
+        let knows = |settings: &Settings, minted: &Minted| {
+            rest_passwords(settings, &minted.username, NOW)
+                .any(|password| password.as_bytes() == minted.password.as_bytes())
+        };
+        for secret in &settings.rest_secrets.0 {
+            assert!(knows(&settings, &mint(secret, b"bob", NOW + 1)));
+            assert!(knows(&settings, &mint_sha256(secret, b"bob", NOW + 1)));
+        }
+        assert!(!knows(&settings, &mint(&key(3, b"gone"), b"bob", NOW + 1)));
+        let mut without = settings;
+        without.features.sha256 = false;
+        assert!(knows(&without, &mint(&key(2, b"new"), b"bob", NOW + 1)));
+        assert!(!knows(&without, &mint_sha256(&key(2, b"new"), b"bob", NOW + 1)));
+    }
+
+    #[test]
+    fn which_names_have_passwords() {
+        // abuse.md C: expired, overflowing, negative, absent REST time. Two secrets, two hashes.
         let cases: &[(&str, &[u8], usize)] = &[
-            ("static", b"alice", 1),
-            ("unknown", b"mallory", 0),
+            ("plain", b"alice", 0),
             ("empty", b"", 0),
-            ("ends later", b"1700000001:bob", 2),
+            ("ends later", b"1700000001:bob", 4),
             ("ends now", b"1700000000:bob", 0),
             ("ended", b"1699999999:bob", 0),
-            ("the last second there is", b"18446744073709551615:bob", 2),
+            ("the last second there is", b"18446744073709551615:bob", 4),
             ("overflows", b"18446744073709551616:bob", 0),
             ("overflows by far", &[b'9'; 500], 0),
             ("overflows by far, colon", b"99999999999999999999999999999999:bob", 0),
@@ -165,22 +227,22 @@ mod tests {
             ("hexadecimal", b"0x7FFFFFFF:bob", 0),
             ("no time", b":bob", 0),
             ("no colon", b"1700000001", 0),
-            ("no user", b"1700000001:", 2),
+            ("no user", b"1700000001:", 4),
             ("user first", b"bob:1700000001", 0),
-            ("user of any bytes", b"1700000001:\0%/\n\xFF", 2),
+            ("user of any bytes", b"1700000001:\0%/\n\xFF", 4),
         ];
         for (what, username, expected) in cases {
-            assert_eq!(candidate_keys(&settings(), username, NOW).len(), *expected, "{what}");
+            assert_eq!(rest_passwords(&settings(), username, NOW).count(), *expected, "{what}");
         }
     }
 
     #[test]
     fn the_holder_of_an_allocation_outlives_the_time() {
-        assert_eq!(candidate_keys_of_holder(&settings(), b"1:bob").len(), 2);
-        assert_eq!(candidate_keys_of_holder(&settings(), b"bob").len(), 0);
+        assert_eq!(rest_passwords_of_holder(&settings(), b"1:bob").count(), 4);
+        assert_eq!(rest_passwords_of_holder(&settings(), b"bob").count(), 0);
         let mut without = settings();
         without.rest_secrets.0.clear();
-        assert_eq!(candidate_keys_of_holder(&without, b"1:bob").len(), 0);
+        assert_eq!(rest_passwords_of_holder(&without, b"1:bob").count(), 0);
     }
 
     #[test]

@@ -14,7 +14,10 @@
 //! | [`address`] | five-tuples, paths, peers, relayed addresses: different things, different types |
 //! | [`policy`] | which peers a client may reach |
 //! | [`credential`] | time-limited and static credentials: mint and verify |
+//! | [`key`] | keys of message integrity, password algorithms, USERHASH |
+//! | [`third_party`] | access tokens of authorization servers (RFC 7635) |
 //! | [`nonce`] | nonces that need no table |
+//! | [`meter`] | bandwidth: rates that threads share without a lock |
 //! | [`record`] | the versioned allocation record: encode, decode, merge |
 //! | [`server`] | the TURN server |
 //! | [`text`] | names from the wire, for people |
@@ -23,18 +26,23 @@
 pub mod address;
 pub mod client;
 pub mod credential;
+pub mod key;
+pub mod meter;
 pub mod nonce;
 pub mod policy;
 pub mod record;
 pub mod server;
 pub mod settings;
 pub mod text;
+pub mod third_party;
 pub mod wire;
 
 pub use address::{
     ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
     RelayedAddr, Transport, WorkerId,
 };
+pub use key::{IntegrityKey, PasswordAlgorithm};
+pub use meter::{Meter, Meters};
 pub use policy::Policy;
 pub use record::{AllocationId, Change, EndReason, Record};
 pub use server::{
@@ -42,3 +50,4 @@ pub use server::{
     PeerEvent, PortRequest, Route, Server, Verdict,
 };
 pub use settings::{Features, Key, KeyRing, Limits, Settings, StaticUser};
+pub use third_party::{Session, ThirdParty};

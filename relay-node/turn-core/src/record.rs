@@ -10,7 +10,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use crate::{FiveTuple, Key, KeyRing, PeerAddr, PeerTransport, RelayedAddr, Transport};
+use crate::wire::Integrity;
+use crate::{FiveTuple, IntegrityKey, Key, KeyRing, PeerAddr, PeerTransport, RelayedAddr, Session, Transport};
 
 /// A ULID: 48 bits of Unix milliseconds, 80 random bits, big endian. Sorts by creation.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -35,6 +36,8 @@ pub struct Record {
     pub peer_transport: PeerTransport,
     /// USERNAME of the Allocate, opaque bytes.
     pub username: Vec<u8>,
+    /// What is left of the access token it was made with (RFC 7635).
+    pub session: Option<Session>,
     /// Unix ms.
     pub created_at: u64,
     /// Unix ms of the last end of all of `relayed`.
@@ -114,6 +117,8 @@ mod tag {
     pub(super) const ENDED: u8 = 12;
     /// REQUESTED-TRANSPORT's number; not there for UDP.
     pub(super) const PEER_TRANSPORT: u8 = 13;
+    /// End of an access token (8 bytes) and its session key.
+    pub(super) const SESSION: u8 = 15;
     pub(super) const FAMILY_EXPIRES_AT: u8 = 16;
     pub(super) const SEAL: u8 = 255;
 }
@@ -144,6 +149,12 @@ impl Record {
         // A request's USERNAME has at most 508 bytes; what no request can have brought is cut.
         let username = &self.username[..self.username.len().min(usize::from(u16::MAX))];
         writer.section(tag::USERNAME, |out| out.extend(username));
+        if let Some(session) = &self.session {
+            writer.section(tag::SESSION, |out| {
+                out.extend(session.expires_at.to_be_bytes());
+                out.extend(session.key.as_bytes());
+            });
+        }
         writer.number(tag::CREATED_AT, self.created_at);
         writer.number(tag::EXPIRES_AT, self.expires_at);
         writer.list(tag::FAMILY_EXPIRES_AT, &self.family_expires_at, |out, end| out.extend(end.to_be_bytes()));
@@ -307,6 +318,7 @@ struct Sections {
     relayed: Vec<RelayedAddr>,
     peer_transport: PeerTransport,
     username: Option<Vec<u8>>,
+    session: Option<Session>,
     created_at: Option<u64>,
     expires_at: Option<u64>,
     family_expires_at: Vec<u64>,
@@ -343,6 +355,11 @@ impl Sections {
                     Some((value.u16()?, PeerAddr::new(value.address()?), value.u64()?))
                 })?,
                 tag::PEER_TRANSPORT => sections.peer_transport = PeerTransport::of(value.u8()?)?,
+                tag::SESSION => {
+                    let expires_at = value.u64()?;
+                    let key = IntegrityKey::new(value.take(len.checked_sub(8)?)?, Integrity::Sha1)?;
+                    sections.session = Some(Session { key, expires_at });
+                }
                 tag::ENDED => sections.ended = Some(end_reason(value.u8()?)?),
                 // The seal, and what a newer writer added.
                 _ => continue,
@@ -371,6 +388,7 @@ impl Sections {
             relayed: self.relayed,
             peer_transport: self.peer_transport,
             username: self.username?,
+            session: self.session,
             created_at: self.created_at?,
             expires_at: self.expires_at?,
             family_expires_at: self.family_expires_at,

@@ -25,6 +25,7 @@ fn record() -> Record {
         relayed: vec![RelayedAddr { bound: address("10.0.0.5:50000"), advertised: address("198.51.100.7:50000") }],
         peer_transport: PeerTransport::Udp,
         username: b"1700086400:alice@example.org".to_vec(),
+        session: None,
         created_at: 1_700_000_000_123,
         expires_at: 1_700_000_600_123,
         family_expires_at: Vec::new(),

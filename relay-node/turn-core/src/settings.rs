@@ -1,6 +1,6 @@
 //! What a server is configured with; replaced whole by [`Input::Configure`](crate::Input::Configure).
 
-use crate::Policy;
+use crate::{Policy, ThirdParty};
 
 /// A named secret. Ids are small because nonces carry them.
 #[derive(Clone, Eq, PartialEq)]
@@ -56,8 +56,13 @@ pub struct Limits {
     /// Answers a second that one source prefix (an IPv4 /24, an IPv6 /56) gets from a worker before it has
     /// authenticated, 0 for no limit; what is beyond gets silence (abuse.md D).
     pub strangers_per_prefix: u32,
-    /// Bytes a second an allocation relays in each direction, 0 for no limit.
+    /// Bytes a second an allocation relays in each direction, IP and UDP headers counted, 0 for no limit. What is
+    /// beyond, after a burst of a second, is dropped.
     pub bytes_per_allocation: u64,
+    /// As `bytes_per_allocation`, of all allocations of one user on this node.
+    pub bytes_per_user: u64,
+    /// As `bytes_per_allocation`, of all allocations of this node.
+    pub bytes_per_node: u64,
     /// Most TCP connections to peers an allocation has (RFC 6062); one more is 508, or is not accepted.
     pub peer_connections_per_allocation: usize,
 }
@@ -79,6 +84,13 @@ impl Default for Features {
     }
 }
 
+impl Limits {
+    /// Whether any bandwidth is limited.
+    pub fn has_rates(&self) -> bool {
+        self.bytes_per_allocation | self.bytes_per_user | self.bytes_per_node != 0
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -88,6 +100,8 @@ impl Default for Limits {
             nonce_lifetime: 3600,
             strangers_per_prefix: 1000,
             bytes_per_allocation: 0,
+            bytes_per_user: 0,
+            bytes_per_node: 0,
             peer_connections_per_allocation: 64,
         }
     }
@@ -96,8 +110,11 @@ impl Default for Limits {
 /// Everything a server can be told while it runs. Shared by all workers of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// REALM (RFC 8489 §14.9), 1..=127 characters. Up to 20 bytes keep a 401 within three times the smallest request
-    /// (abuse.md D).
+    /// REALM (RFC 8489 §14.9), 1..=127 characters.
+    ///
+    /// No answer to a stranger's datagram is longer than three times the request (abuse.md D). Up to 36 bytes of realm
+    /// let a 401 be short enough for any request at all; up to 60 bytes, for any that is an Allocate in earnest, with
+    /// REQUESTED-TRANSPORT in it. Where it cannot be, silence is the answer.
     pub realm: String,
     /// TURN REST secrets.
     pub rest_secrets: KeyRing,
@@ -111,6 +128,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Extensions that are offered.
     pub features: Features,
+    /// Whose access tokens are taken (RFC 7635); none switches third-party authorization off.
+    pub third_party: Option<ThirdParty>,
     /// Allocate is refused with 508, once authenticated; what exists goes on.
     pub draining: bool,
 }

@@ -19,6 +19,7 @@ fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
         five_tuple: FiveTuple { transport: Transport::Udp, client: address(5000), server: address(3478) },
         relayed: vec![RelayedAddr { bound: address(50_000), advertised: address(50_000) }],
         peer_transport: PeerTransport::Udp,
+        session: None,
         username: b"alice".to_vec(),
         created_at: 0,
         expires_at,

@@ -9,13 +9,13 @@ use super::binding::mapped;
 use super::relays::{Relay, Relays, bind_both, bind_one};
 use super::reply::Request;
 use super::table::{Beginning, Slot};
-use super::{BindRequest, Host, PortRequest, Server, Verdict};
+use super::{BindRequest, Host, Now, PortRequest, Server, Verdict};
 use crate::wire::attribute::{
     AdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
     XorRelayedAddress,
 };
 use crate::wire::{ErrorCode, Message};
-use crate::{AllocationId, Family, Limits, credential, policy};
+use crate::{AllocationId, Family, Limits, Session, credential, policy};
 
 /// RFC 8656 §6: the default lifetime of an allocation, in seconds.
 const DEFAULT_LIFETIME: u32 = 600;
@@ -25,6 +25,14 @@ pub(super) fn lifetime(proposed: Option<Lifetime>, limits: &Limits) -> Duration 
     let Lifetime(proposed) = proposed.unwrap_or(Lifetime(DEFAULT_LIFETIME));
     let seconds = proposed.max(DEFAULT_LIFETIME).min(limits.max_lifetime);
     Duration::from_secs(seconds.into())
+}
+
+/// RFC 7635 §9: no longer than the access token lasts.
+pub(super) fn within_session(lifetime: Duration, session: Option<Session>, now: Now) -> Duration {
+    match session {
+        Some(session) => lifetime.min(Duration::from_millis(session.expires_at.saturating_sub(now.wall))),
+        None => lifetime,
+    }
 }
 
 /// LIFETIME of what is left, rounded up so that a new allocation shows the whole of it.
@@ -94,7 +102,8 @@ impl Server {
         let quota_key = credential::quota_key(user.name);
         let wanted = BindRequest { family, transport, quota_key, port };
         let bound = if additional.is_some() { bind_both(host, wanted) } else { bind_one(host, wanted) }?;
-        let deadline = request.now.mono + lifetime(proposed, &self.settings.limits);
+        let lifetime = within_session(lifetime(proposed, &self.settings.limits), user.session, request.now);
+        let deadline = request.now.mono + lifetime;
         let addresses = [Some(bound.first), bound.second].into_iter().flatten();
         let relays = Relays::new(addresses.map(|bound| Relay { address: bound.relayed, deadline }));
 
@@ -118,6 +127,8 @@ impl Server {
         allocation.transaction_id = Some(message.transaction_id());
         allocation.reservation = bound.first.reservation;
         allocation.address_error = bound.refused;
+        allocation.session = user.session;
+        self.join_meters(slot, host);
         self.record(slot, request.now);
         Ok(self.allocated(slot, request, user))
     }
@@ -317,7 +328,7 @@ mod tests {
                     udp(w);
                     w.raw(0x001A, &[]);
                 },
-                420,
+                0,
             ),
             (
                 "ACCESS-TOKEN",
@@ -404,7 +415,7 @@ mod tests {
         let reply = lab.request(Method::Allocate, |writer| {
             udp(writer);
             writer.raw(0x0026, &[0; 4]);
-            writer.raw(0x001A, &[]);
+            writer.raw(0x001B, &[]);
             writer.raw(0x7001, &[]);
             writer.attribute(&Software(b"client"));
         });
@@ -412,7 +423,7 @@ mod tests {
             panic!("no UNKNOWN-ATTRIBUTES")
         };
         let types: Vec<u16> = unknown.iter().map(|attribute| attribute.0).collect();
-        assert_eq!(types, [0x0026, 0x001A, 0x7001]);
+        assert_eq!(types, [0x0026, 0x001B, 0x7001]);
     }
 
     #[test]

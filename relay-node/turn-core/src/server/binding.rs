@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::reply::Request;
-use super::{Server, Verdict};
+use super::{DropReason, Server, Verdict};
 use crate::wire::Class;
 use crate::wire::attribute::XorMappedAddress;
 
@@ -15,6 +15,10 @@ pub(super) fn mapped(client: SocketAddr) -> XorMappedAddress {
 impl Server {
     /// Tells a client its address.
     pub(super) fn binding(&mut self, request: &Request<'_>) -> Verdict {
+        // RFC 8489 §9.2.4 asks nobody who it is here; whoever holds an allocation has said so.
+        if self.table.by_five_tuple(&request.from).is_none() && !self.admit_stranger(request) {
+            return Verdict::Drop(DropReason::TooManyStrangers);
+        }
         if let Some(refused) = self.refuse_unknown(request, None) {
             return refused;
         }
@@ -28,7 +32,6 @@ impl Server {
 mod tests {
     use super::super::lab::{Lab, addr};
     use super::*;
-    use crate::DropReason;
     use crate::wire::attribute::Software;
     use crate::wire::{AttributeType, Method, UnknownAttributes};
 

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::auth::User;
 use super::permission::PERMISSION_LIFETIME;
-use super::relay::to_peer;
 use super::reply::Request;
 use super::{DropReason, Host, IpMeta, Now, Route, Server, Verdict};
 use crate::wire::attribute::{ChannelNumber as ChannelNumberAttribute, XorPeerAddress};
@@ -155,7 +154,7 @@ impl Server {
 
     /// RFC 8656 §12.6. A bound channel is enough: the permission guards the way back.
     pub(super) fn on_channel_data(
-        &self,
+        &mut self,
         now: Now,
         from: &FiveTuple,
         packet: &[u8],
@@ -165,11 +164,11 @@ impl Server {
         let Ok(data) = ChannelData::parse(packet) else {
             return Verdict::Drop(DropReason::Malformed);
         };
-        let Some(allocation) = self.live(now, from) else {
+        let Some(slot) = self.live(now, from) else {
             return Verdict::Drop(DropReason::NoAllocation);
         };
-        match allocation.channels.by_number(data.channel(), now.mono) {
-            Some(channel) => to_peer(now, allocation, channel.peer, data.range(), ip, host),
+        match self.table.get(slot).channels.by_number(data.channel(), now.mono) {
+            Some(&Channel { peer, .. }) => self.relay_to_peer(now, slot, peer, data.range(), ip, host),
             None => Verdict::Drop(DropReason::NoChannel),
         }
     }

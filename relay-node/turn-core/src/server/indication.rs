@@ -1,6 +1,6 @@
 //! Indications (RFC 8656 §11): Send. They are never authenticated and never answered.
 
-use super::relay::to_peer;
+use super::icmp::honours_dont_fragment;
 use super::reply::DECLINED;
 use super::{DropReason, Host, IpMeta, Now, Server, Verdict};
 use crate::wire::attribute::XorPeerAddress;
@@ -10,14 +10,13 @@ use crate::{Family, FiveTuple, PeerAddr};
 impl Server {
     /// RFC 8656 §11.2.
     pub(super) fn on_send(
-        &self,
+        &mut self,
         now: Now,
         from: &FiveTuple,
         message: &Message<'_>,
         ip: IpMeta,
         host: &impl Host,
     ) -> Verdict {
-        // DONT-FRAGMENT among them: RFC 8656 §11.2 has it discarded where DF cannot be set.
         if !message.unknown_attributes(DECLINED).is_empty() {
             return Verdict::Drop(DropReason::Unexpected);
         }
@@ -25,9 +24,10 @@ impl Server {
         else {
             return Verdict::Drop(DropReason::Malformed);
         };
-        let Some(allocation) = self.live(now, from) else {
+        let Some(slot) = self.live(now, from) else {
             return Verdict::Drop(DropReason::NoAllocation);
         };
+        let allocation = self.table.get(slot);
         // RFC 6062 §4.5: data of a TCP allocation goes by its data connections.
         if allocation.peer_connections().is_some() {
             return Verdict::Drop(DropReason::Unexpected);
@@ -43,7 +43,8 @@ impl Server {
         if !allocation.permissions.allow(peer.ip(), now.mono) {
             return Verdict::Drop(DropReason::NoPermission);
         }
-        to_peer(now, allocation, peer, data, ip, host)
+        let dont_fragment = message.contains(AttributeType::DONT_FRAGMENT) && honours_dont_fragment(from, peer);
+        self.relay_to_peer(now, slot, peer, data, IpMeta { dont_fragment, ..ip }, host)
     }
 }
 
@@ -101,14 +102,6 @@ mod tests {
             ("IPv4-mapped", |w| send("[::ffff:192.0.2.1]:9", b"x")(w), DropReason::FamilyMismatch),
             ("private", |w| send("10.0.0.1:9", b"x")(w), DropReason::ForbiddenPeer),
             ("port 0", |w| send("192.0.2.1:0", b"x")(w), DropReason::ForbiddenPeer),
-            (
-                "DONT-FRAGMENT",
-                |w| {
-                    send("192.0.2.1:9", b"x")(w);
-                    w.raw(0x001A, &[]);
-                },
-                DropReason::Unexpected,
-            ),
             (
                 "unknown, required",
                 |w| {

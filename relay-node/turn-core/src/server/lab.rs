@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::credential::{self, LongTermKey};
-use crate::nonce;
 use crate::wire::attribute::{
-    AdditionalAddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
-    XorPeerAddress,
+    self, AdditionalAddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedAddressFamily, RequestedTransport,
+    ReservationToken, Userhash, Username, XorPeerAddress,
 };
 use crate::wire::error_code::ErrorCode;
-use crate::wire::{AttributeType, Class, Message, MessageWriter, Method, TransactionId};
-use crate::{Key, KeyRing, ListenerId, StaticUser, Transport};
+use crate::wire::{Class, Integrity, Message, MessageWriter, Method, TransactionId};
+use crate::{IntegrityKey, Key, KeyRing, ListenerId, PasswordAlgorithm, StaticUser, Transport, key, nonce};
 
 /// Unix milliseconds at which every lab begins.
 pub(super) const NOW: u64 = 1_700_000_000_000;
@@ -39,6 +38,8 @@ pub(super) fn udp(writer: &mut MessageWriter<'_>) {
 #[derive(Default)]
 pub(super) struct FakeHost {
     pub(super) refuse: Option<BindError>,
+    /// What every user shares.
+    pub(super) meters: Meters,
     /// Only of this family.
     pub(super) refuse_family: Option<Family>,
     pub(super) ipv6: bool,
@@ -115,6 +116,10 @@ impl Host for FakeHost {
         }
     }
 
+    fn meters(&mut self, _: &[u8]) -> Meters {
+        self.meters.clone()
+    }
+
     fn route(&self, to: PeerAddr) -> Route {
         self.routes.get(&to.socket_addr()).copied().unwrap_or(Route::Internet)
     }
@@ -127,12 +132,39 @@ pub(super) struct Credentials {
     pub(super) password: Vec<u8>,
     pub(super) realm: Vec<u8>,
     pub(super) nonce: Vec<u8>,
+    /// PASSWORD-ALGORITHM, sent with PASSWORD-ALGORITHMS as the server offers it; `None` sends neither.
+    pub(super) algorithm: Option<PasswordAlgorithm>,
+    /// Which attribute requests are signed with.
+    pub(super) integrity: Integrity,
+    /// USERHASH stands for USERNAME.
+    pub(super) anonymous: bool,
+    /// The key of an access token instead of that of the password.
+    pub(super) session_key: Option<Vec<u8>>,
 }
 
 impl Credentials {
     pub(super) fn key(&self) -> LongTermKey {
         let realm = String::from_utf8_lossy(&self.realm);
         credential::long_term_key(&self.username, &realm, &self.password)
+    }
+
+    /// What requests are signed with.
+    pub(super) fn integrity_key(&self) -> IntegrityKey {
+        let key = match &self.session_key {
+            Some(key) => IntegrityKey::new(key, self.integrity).expect("short"),
+            None => {
+                let algorithm = self.algorithm.unwrap_or(PasswordAlgorithm::Md5);
+                IntegrityKey::long_term(algorithm, &self.username, &self.realm, &self.password)
+            }
+        };
+        key.with(self.integrity)
+    }
+
+    /// By PASSWORD-ALGORITHM SHA-256 and MESSAGE-INTEGRITY-SHA256.
+    pub(super) fn sha256(mut self) -> Self {
+        self.algorithm = Some(PasswordAlgorithm::Sha256);
+        self.integrity = Integrity::Sha256;
+        self
     }
 
     /// A TURN REST password for any name at all.
@@ -305,6 +337,10 @@ impl Lab {
             password: b"password".to_vec(),
             realm: self.settings.realm.as_bytes().to_vec(),
             nonce: self.nonce_for(&self.from.client.to_string()),
+            algorithm: None,
+            integrity: Integrity::Sha1,
+            anonymous: false,
+            session_key: None,
         }
     }
 
@@ -319,8 +355,17 @@ impl Lab {
         Credentials { username: minted.username, password: minted.password.into_bytes(), ..self.credentials() }
     }
 
+    /// Bob's by HMAC-SHA256, from the newest secret.
+    pub(super) fn rest_sha256(&self, expires_at: u64) -> Credentials {
+        let key = Key { id: 0, secret: SECRET.to_vec() };
+        let minted = credential::mint_sha256(&key, b"bob", expires_at);
+        Credentials { username: minted.username, password: minted.password.into_bytes(), ..self.credentials() }
+    }
+
     pub(super) fn nonce_for(&self, client: &str) -> Vec<u8> {
-        let minted = nonce::Nonce::mint(&self.settings.nonce_keys, addr(client), self.now.wall / 1000);
+        let features =
+            nonce::SecurityFeatures { password_algorithms: self.settings.features.sha256, username_anonymity: false };
+        let minted = nonce::Nonce::mint(&self.settings.nonce_keys, addr(client), self.now.wall / 1000, features);
         minted.map_or_else(Vec::new, |nonce| nonce.as_bytes().to_vec())
     }
 
@@ -351,14 +396,17 @@ impl Lab {
         let mut writer = MessageWriter::new(&mut buffer, Class::Request, method, transaction_id);
         write(&mut writer);
         if let Some(with) = with {
-            for (attribute, value) in [
-                (AttributeType::USERNAME, &with.username),
-                (AttributeType::REALM, &with.realm),
-                (AttributeType::NONCE, &with.nonce),
-            ] {
-                writer.raw(attribute.0, value);
+            if with.anonymous {
+                writer.attribute(&Userhash(key::userhash(&with.username, &with.realm)));
+            } else {
+                writer.attribute(&Username(&with.username));
             }
-            writer.integrity(&with.key());
+            writer.attribute(&Realm(&with.realm)).attribute(&Nonce(&with.nonce));
+            if let Some(algorithm) = with.algorithm {
+                writer.attribute(&attribute::PasswordAlgorithm(&algorithm.to_value()));
+                writer.attribute(&attribute::PasswordAlgorithms(&PasswordAlgorithm::OFFERED));
+            }
+            with.integrity_key().sign(&mut writer);
         }
         let len = writer.finish().expect("fits");
         buffer.truncate(len);

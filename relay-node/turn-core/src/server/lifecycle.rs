@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::{CHANNEL_LIFETIME, Channel};
+use super::directory::Directory;
 use super::permission::PERMISSION_LIFETIME;
 use super::relays::{Relay, Relays};
 use super::table::{Allocation, Beginning, Slot};
 use super::tcp::PeerConnections;
-use super::{Now, Output, Server};
+use super::{Host, Now, Output, Server};
 use crate::wire::ChannelNumber;
 use crate::{
     AllocationId, Change, ConnectionId, EndReason, Family, Path, PeerTransport, Record, RelayedAddr, Settings,
@@ -45,6 +46,7 @@ impl Server {
             relayed: allocation.relays().iter().map(|relay| relay.address).collect(),
             peer_transport: allocation.peer_transport(),
             username: allocation.username.to_vec(),
+            session: allocation.session,
             created_at: allocation.created_at,
             expires_at,
             family_expires_at,
@@ -132,6 +134,9 @@ impl Server {
     /// Takes new settings; what a new policy forbids stops at once (abuse.md A).
     pub(super) fn configure(&mut self, now: Now, settings: Arc<Settings>) {
         let policy_changed = settings.policy != self.settings.policy;
+        if settings.static_users != self.settings.static_users || settings.realm != self.settings.realm {
+            self.directory = Directory::new(&settings);
+        }
         self.settings = settings;
         if !policy_changed {
             return;
@@ -149,7 +154,7 @@ impl Server {
     }
 
     /// Brings an allocation back; see [`super::Input::Restore`].
-    pub(super) fn restore(&mut self, now: Now, record: Record, path: Path) {
+    pub(super) fn restore(&mut self, now: Now, record: Record, path: Path, host: &mut impl Host) {
         let (relays, surplus) = split(&record, now, self.settings.limits.max_lifetime);
         let held = self.table.by_id(record.id);
         if let Some(slot) = held {
@@ -179,7 +184,7 @@ impl Server {
         };
         let reason = match reason {
             Some(reason) => reason,
-            None if self.reinsert(now, &record, relays, path) => {
+            None if self.reinsert(now, &record, relays, path, host) => {
                 self.release_all(&surplus, &record.username);
                 return;
             }
@@ -204,7 +209,7 @@ impl Server {
         }
     }
 
-    fn reinsert(&mut self, now: Now, record: &Record, relays: Relays, path: Path) -> bool {
+    fn reinsert(&mut self, now: Now, record: &Record, relays: Relays, path: Path, host: &mut impl Host) -> bool {
         let Some(slot) = self.table.insert(Beginning {
             id: record.id,
             five_tuple: record.five_tuple,
@@ -216,11 +221,13 @@ impl Server {
         }) else {
             return false;
         };
+        self.join_meters(slot, host);
         let policy = &self.settings.policy;
         let has = |ip: IpAddr| relays.of(Family::of(ip)).is_some();
         let allocation = self.table.get_mut(slot);
         allocation.epoch = record.epoch;
         allocation.sequence = record.sequence;
+        allocation.session = record.session;
         for (ip, end) in &record.permissions {
             if *end > now.wall && has(*ip) && policy.check_ip(*ip).is_ok() {
                 allocation.permissions.install(*ip, mono(*end, now, PERMISSION_LIFETIME));

@@ -242,7 +242,7 @@ fn inputs_of_later_work_do_nothing() {
     lab.outputs();
     let relayed = lab.relayed();
     lab.input(Input::KernelActivity(relayed));
-    lab.input(Input::Icmp { relayed, peer: PeerAddr::new(addr("192.0.2.1:9")), kind: 3, code: 3 });
+    lab.input(Input::Icmp { relayed, peer: PeerAddr::new(addr("192.0.2.1:9")), kind: 3, code: 3, mtu: 0 });
     assert!(lab.outputs().is_empty());
     assert_eq!(lab.server.allocations(), 1);
 }

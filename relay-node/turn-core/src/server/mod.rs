@@ -2,10 +2,11 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `auth` | RFC 8489 §9.2.4: who is this |
+//! | `auth`, `directory` | RFC 8489 §9.2.4: who is this |
+//! | `challenge`, `strangers` | answers to whoever is not known: short, and only so many |
 //! | `reply` | requests and their answers |
 //! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
-//! | `relay` | packets between client and peers |
+//! | `relay`, `icmp` | packets between client and peers, and errors of the network about them |
 //! | `tcp` | TCP allocations (RFC 6062): Connect, ConnectionBind, ConnectionAttempt |
 //! | `lifecycle` | records, restore, ends, new settings |
 //! | `relays` | one relayed address, or one of each family |
@@ -14,7 +15,10 @@
 mod allocate;
 mod auth;
 mod binding;
+mod challenge;
 mod channel;
+mod directory;
+mod icmp;
 mod indication;
 #[cfg(test)]
 mod lab;
@@ -24,6 +28,7 @@ mod refresh;
 mod relay;
 mod relays;
 mod reply;
+mod strangers;
 mod table;
 mod tcp;
 mod timer;
@@ -38,8 +43,11 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng, SeedableRng};
 
 use self::auth::User;
+use self::directory::Directory;
 use self::reply::{REPLY, Request};
+use self::strangers::Strangers;
 use self::table::Table;
+use crate::meter::Meters;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
@@ -104,6 +112,8 @@ pub enum Input<'a> {
         kind: u8,
         /// ICMP code.
         code: u8,
+        /// MTU of the next hop where it said one, else 0.
+        mtu: u32,
     },
     /// Something happened to a connection between a TCP allocation and a peer (RFC 6062 §5).
     PeerConnection {
@@ -301,6 +311,12 @@ pub trait Host {
         Err(ClaimError::Unknown)
     }
 
+    /// What an allocation of this user shares its bandwidth with. Asked once per allocation, where a limit is set.
+    fn meters(&mut self, quota_key: &[u8]) -> Meters {
+        let _ = quota_key;
+        Meters::default()
+    }
+
     /// Whether an address belongs to this node, to another member or to the internet. Never blocks, never allocates.
     fn route(&self, to: PeerAddr) -> Route;
 }
@@ -418,8 +434,16 @@ pub enum DropReason {
     NotReady,
     /// Longer than the next hop can carry.
     TooLong,
+    /// The bandwidth of the allocation, its user or the node is used up.
+    Bandwidth,
+    /// More ICMP errors than an allocation is told.
+    IcmpRate,
     /// The allocation has as many connections to peers as allowed (RFC 6062).
     PeerConnections,
+    /// Unauthenticated, and its source prefix has had its share of answers (abuse.md D).
+    TooManyStrangers,
+    /// No answer to this datagram would be short enough (abuse.md D).
+    Amplification,
 }
 
 /// The TURN server of one worker: owns the allocations whose clients hash to it.
@@ -430,27 +454,32 @@ pub struct Server {
     settings: Arc<Settings>,
     rng: ChaCha12Rng,
     table: Table,
+    directory: Directory,
+    strangers: Strangers,
     outputs: VecDeque<Output>,
     reply: Box<[u8; REPLY]>,
     reply_len: usize,
 }
 
 impl Server {
-    /// A server without allocations. `seed` feeds allocation ids, indication transaction ids and the secret of the hash
-    /// table only; ports come from the [`Host`].
+    /// A server without allocations. `seed` feeds allocation ids, indication transaction ids and the secrets of the hash
+    /// tables only; ports come from the [`Host`].
     ///
     /// With settings that cannot authenticate anybody (no realm, no nonce keys, or neither REST secrets nor static
     /// users) it answers Binding, relays what is restored, and is silent to all other requests (promise P5).
     pub fn new(worker: WorkerId, relay_address: IpAddr, epoch: u64, settings: Arc<Settings>, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha12Rng::from_seed(seed);
-        let secret = [rng.next_u64(), rng.next_u64()];
+        let mut secret = || [rng.next_u64(), rng.next_u64()];
+        let (table, strangers) = (Table::new(secret()), Strangers::new(secret()));
         Self {
             worker,
             relay_address,
             epoch,
+            directory: Directory::new(&settings),
             settings,
             rng,
-            table: Table::new(secret),
+            table,
+            strangers,
             outputs: VecDeque::new(),
             reply: Box::new([0; REPLY]),
             reply_len: 0,
@@ -468,7 +497,7 @@ impl Server {
             Input::FromClient { from, path, packet, ip } => return self.on_client(now, from, path, packet, ip, host),
             Input::FromPeer { relayed, from, packet, ip } => return self.on_peer(now, &relayed, from, packet, ip),
             Input::Closed(connection) => self.closed(connection),
-            Input::Restore { record, path } => self.restore(now, *record, path),
+            Input::Restore { record, path } => self.restore(now, *record, path, host),
             Input::Configure(settings) => self.configure(now, settings),
             Input::Own { epoch } => self.epoch = epoch,
             Input::Revoke(id) => self.revoke(id),
@@ -479,8 +508,11 @@ impl Server {
                 self.expire(now);
                 return self.expire_peer_connections(now);
             }
-            // TURN has no traffic timer: only requests refresh (RFC 8656 §6, §11.2, §12.6). ICMP is not relayed yet.
-            Input::KernelActivity(_) | Input::Icmp { .. } => {}
+            Input::Icmp { relayed, peer, kind, code, mtu } => {
+                return self.on_icmp(now, &relayed, peer, (kind, code), mtu);
+            }
+            // TURN has no traffic timer: only requests refresh (RFC 8656 §6, §11.2, §12.6).
+            Input::KernelActivity(_) => {}
         }
         Verdict::Done
     }
@@ -531,10 +563,14 @@ impl Server {
         }
         self.expire(request.now);
         self.supersede_connection(&request.from, request.path);
-        let user = match self.authenticate(&request) {
-            Ok(user) => user,
+        if self.is_one_too_many(&request) {
+            return Verdict::Drop(DropReason::TooManyStrangers);
+        }
+        let identity = match self.authenticate(&request) {
+            Ok(identity) => identity,
             Err(refusal) => return self.refuse(&request, refusal),
         };
+        let user = identity.user();
         if let Some(refused) = self.refuse_unknown(&request, Some(&user.key)) {
             return refused;
         }

@@ -1,6 +1,6 @@
 //! Refresh (RFC 8656 §8).
 
-use super::allocate::{lifetime, remaining};
+use super::allocate::{lifetime, remaining, within_session};
 use super::auth::User;
 use super::reply::Request;
 use super::table::Slot;
@@ -20,7 +20,8 @@ impl Server {
             self.delete(slot, family, request.now);
             Lifetime(0)
         } else {
-            let lifetime = lifetime(proposed, &self.settings.limits);
+            let lifetime = within_session(lifetime(proposed, &self.settings.limits), user.session, request.now);
+            self.table.get_mut(slot).session = user.session;
             self.table.set_deadline(slot, family, request.now.mono + lifetime);
             self.record(slot, request.now);
             remaining(lifetime)

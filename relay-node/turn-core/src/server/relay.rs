@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rand_core::Rng;
 
-use super::table::Allocation;
+use super::table::Slot;
 use super::{DropReason, Head, Host, IpMeta, Now, Out, Route, Server, Verdict};
+use crate::meter::{Direction, Meter};
 use crate::wire::attribute::XorPeerAddress;
 use crate::wire::{ChannelData, Class, MessageWriter, Method, TransactionId, padded};
-use crate::{Family, FiveTuple, PeerAddr, RelayedAddr};
+use crate::{Family, FiveTuple, PeerAddr, RelayedAddr, credential};
 
 /// The two bits of ECN in [`IpMeta::dscp_ecn`].
 const ECN: u8 = 0b11;
@@ -20,41 +22,71 @@ fn max_datagram(to: SocketAddr) -> usize {
     if to.ip().to_canonical().is_ipv4() { 65_507 } else { 65_527 }
 }
 
-/// Sends `payload` of the packet in hand to a peer that was found permitted, wherever that peer is.
-pub(super) fn to_peer(
-    now: Now,
-    allocation: &Allocation,
-    to: PeerAddr,
-    payload: Range<usize>,
-    ip: IpMeta,
-    host: &impl Host,
-) -> Verdict {
-    let Some(via) = allocation.relays().live(Family::of(to.ip()), now.mono) else {
-        return Verdict::Drop(DropReason::NoAllocation);
-    };
-    let out = match host.route(to) {
-        Route::Internet => Out::Peer { via, to },
-        Route::Worker(worker) => Out::Worker { worker, via, to },
-        Route::Member(member) => Out::Member { member, via, to },
-        Route::Nobody => return Verdict::Drop(DropReason::NobodyThere),
-    };
-    if payload.len() > max_datagram(to.socket_addr()) {
-        return Verdict::Drop(DropReason::TooLong);
-    }
-    let ip = if allocation.five_tuple().transport.is_stream() {
-        // RFC 8656 §15: DSCP of the connection, Not-ECT.
-        IpMeta { dscp_ecn: ip.dscp_ecn & !ECN, ..IpMeta::default() }
-    } else {
-        ip
-    };
-    Verdict::Send { out, head: Head::EMPTY, payload, padding: 0, ip }
-}
-
 impl Server {
     /// The allocation of a five-tuple, if its time has not come.
-    pub(super) fn live(&self, now: Now, from: &FiveTuple) -> Option<&Allocation> {
+    pub(super) fn live(&self, now: Now, from: &FiveTuple) -> Option<Slot> {
         let slot = self.table.by_five_tuple(from)?;
-        Some(self.table.get(slot)).filter(|allocation| allocation.is_live(now.mono))
+        Some(slot).filter(|slot| self.table.get(*slot).is_live(now.mono))
+    }
+
+    /// Sends `payload` of the packet in hand to a peer that was found permitted, wherever that peer is.
+    pub(super) fn relay_to_peer(
+        &mut self,
+        now: Now,
+        slot: Slot,
+        to: PeerAddr,
+        payload: Range<usize>,
+        ip: IpMeta,
+        host: &impl Host,
+    ) -> Verdict {
+        let allocation = self.table.get(slot);
+        let Some(via) = allocation.relays().live(Family::of(to.ip()), now.mono) else {
+            return Verdict::Drop(DropReason::NoAllocation);
+        };
+        let out = match host.route(to) {
+            Route::Internet => Out::Peer { via, to },
+            Route::Worker(worker) => Out::Worker { worker, via, to },
+            Route::Member(member) => Out::Member { member, via, to },
+            Route::Nobody => return Verdict::Drop(DropReason::NobodyThere),
+        };
+        if payload.len() > max_datagram(to.socket_addr()) {
+            return Verdict::Drop(DropReason::TooLong);
+        }
+        let ip = if allocation.five_tuple().transport.is_stream() {
+            // RFC 8656 §15: DSCP of the connection, Not-ECT, DF where it was asked for.
+            IpMeta { dscp_ecn: ip.dscp_ecn & !ECN, ttl: 0, ..ip }
+        } else {
+            ip
+        };
+        if !self.admit(slot, Direction::ToPeer, now, payload.len()) {
+            return Verdict::Drop(DropReason::Bandwidth);
+        }
+        Verdict::Send { out, head: Head::EMPTY, payload, padding: 0, ip }
+    }
+
+    /// Whether the bandwidth of the allocation, its user and the node allows for so many bytes more.
+    fn admit(&mut self, slot: Slot, direction: Direction, now: Now, bytes: usize) -> bool {
+        let limits = &self.settings.limits;
+        if !limits.has_rates() {
+            return true;
+        }
+        let allocation = self.table.get_mut(slot);
+        let shared = |meter: &Option<Arc<Meter>>, rate| match meter {
+            Some(meter) => meter.admit(direction, now.mono, bytes, rate),
+            None => true,
+        };
+        allocation.meter.admit(direction, now.mono, bytes, limits.bytes_per_allocation)
+            && shared(&allocation.meters.user, limits.bytes_per_user)
+            && shared(&allocation.meters.node, limits.bytes_per_node)
+    }
+
+    /// Lets an allocation share in the bandwidth of its user and of the node, where that is limited.
+    pub(super) fn join_meters(&mut self, slot: Slot, host: &mut impl Host) {
+        let limits = &self.settings.limits;
+        if limits.bytes_per_user != 0 || limits.bytes_per_node != 0 {
+            let allocation = self.table.get_mut(slot);
+            allocation.meters = host.meters(credential::quota_key(&allocation.username));
+        }
     }
 
     /// RFC 8656 §11.3 and §12.7.
@@ -107,8 +139,12 @@ impl Server {
         if !stream && usize::from(head.len) + packet.len() + padding > max_datagram(to.client) {
             return Verdict::Drop(DropReason::TooLong);
         }
+        let path = allocation.path();
+        if !self.admit(slot, Direction::ToClient, now, packet.len()) {
+            return Verdict::Drop(DropReason::Bandwidth);
+        }
         Verdict::Send {
-            out: Out::Client { to, path: allocation.path() },
+            out: Out::Client { to, path },
             head,
             payload: 0..packet.len(),
             padding: padding as u8,
@@ -117,6 +153,10 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bandwidth_tests.rs"]
+mod bandwidth;
 
 #[cfg(test)]
 mod tests {

@@ -3,30 +3,27 @@
 use super::auth::User;
 use super::table::Slot;
 use super::{Now, Out, Server, Verdict};
-use crate::credential::LongTermKey;
 use crate::wire::attribute::Software;
 use crate::wire::{
     AttributeSet, AttributeType, Class, ErrorCode, Message, MessageWriter, Method, TransactionId, WriteError,
 };
-use crate::{FiveTuple, Path};
+use crate::{FiveTuple, IntegrityKey, Path};
 
-/// Room for an answer. The longest, a signed 438, has a realm of at most 508 bytes (RFC 8489 §14.9) and stays below
-/// 800.
+/// Room for an answer. The longest, a 401, has a realm of at most 508 bytes (RFC 8489 §14.9) and a server name of at
+/// most 255 (RFC 7635 §6.1), and stays below 900.
 pub(super) const REPLY: usize = 1024;
 
 /// What SOFTWARE says in answers to Allocate and Refresh (RFC 8656 §5), once the client is known.
 const SOFTWARE: Software<'static> = Software(concat!("turnpike/", env!("CARGO_PKG_VERSION")).as_bytes());
 
 /// Attributes with a name that ask for what is not offered: unknown to this server (RFC 8489 §6.3.1, RFC 8656 §7.2).
-pub(super) const DECLINED: AttributeSet = AttributeSet::of(&[
-    AttributeType::CHANGE_REQUEST,
-    AttributeType::DONT_FRAGMENT,
-    AttributeType::ACCESS_TOKEN,
-    AttributeType::PASSWORD_ALGORITHM,
-    AttributeType::USERHASH,
-    AttributeType::PADDING,
-    AttributeType::RESPONSE_PORT,
-]);
+pub(super) const DECLINED: AttributeSet =
+    AttributeSet::of(&[AttributeType::CHANGE_REQUEST, AttributeType::PADDING, AttributeType::RESPONSE_PORT]);
+
+/// Of RFC 8489 §9.2, where SHA-256 is switched off.
+const OF_SHA256: AttributeSet = AttributeSet::of(&[AttributeType::PASSWORD_ALGORITHM, AttributeType::USERHASH]);
+/// Of RFC 7635, where no authorization server is configured (§7: 420).
+const OF_THIRD_PARTY: AttributeSet = AttributeSet::of(&[AttributeType::ACCESS_TOKEN]);
 
 /// A request and where it came from.
 pub(super) struct Request<'a> {
@@ -85,7 +82,7 @@ impl Server {
         &mut self,
         request: &Request<'_>,
         code: ErrorCode,
-        key: Option<&LongTermKey>,
+        key: Option<&IntegrityKey>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
         self.reply_with(request, Class::Error, key, |writer| {
@@ -95,8 +92,8 @@ impl Server {
     }
 
     /// 420 if the request has an attribute that this server must understand and does not.
-    pub(super) fn refuse_unknown(&mut self, request: &Request<'_>, key: Option<&LongTermKey>) -> Option<Verdict> {
-        let unknown = request.message.unknown_attributes(DECLINED);
+    pub(super) fn refuse_unknown(&mut self, request: &Request<'_>, key: Option<&IntegrityKey>) -> Option<Verdict> {
+        let unknown = request.message.unknown_attributes(self.declined());
         if unknown.is_empty() {
             return None;
         }
@@ -105,11 +102,23 @@ impl Server {
         }))
     }
 
+    /// What is unknown to this server as it is configured.
+    fn declined(&self) -> AttributeSet {
+        let mut declined = DECLINED;
+        if !self.settings.features.sha256 {
+            declined = declined.union(OF_SHA256);
+        }
+        if self.settings.third_party.is_none() {
+            declined = declined.union(OF_THIRD_PARTY);
+        }
+        declined
+    }
+
     pub(super) fn reply_with(
         &mut self,
         request: &Request<'_>,
         class: Class,
-        key: Option<&LongTermKey>,
+        key: Option<&IntegrityKey>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
         self.answer(&request.asked(), class, key, write)
@@ -120,7 +129,7 @@ impl Server {
         &mut self,
         asked: &Asked,
         class: Class,
-        key: Option<&LongTermKey>,
+        key: Option<&IntegrityKey>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
         let Asked { from, path, method, transaction_id, fingerprint } = *asked;
@@ -130,7 +139,7 @@ impl Server {
             if matches!(method, Method::Allocate | Method::Refresh) {
                 writer.attribute(&SOFTWARE);
             }
-            writer.integrity(key);
+            key.sign(&mut writer);
         }
         // RFC 8489 §14.7 leaves it to each side; a client that sends it may need it to tell STUN from its media.
         if fingerprint {
@@ -155,7 +164,12 @@ mod tests {
     #[test]
     fn the_longest_realm_fits() {
         let mut lab = Lab::new();
-        lab.configure(|settings| settings.realm = "\u{10FFFF}".repeat(127));
+        lab.from.transport = crate::Transport::Tcp;
+        let server_name = "n".repeat(255);
+        lab.configure(|settings| {
+            settings.realm = "\u{10FFFF}".repeat(127);
+            settings.third_party = Some(crate::ThirdParty { server_name, keys: Vec::new() });
+        });
         let reply = lab.unsigned(Method::Allocate, |writer| {
             writer.fingerprint();
         });

@@ -9,14 +9,16 @@ use std::time::Instant;
 use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
+use super::icmp::IcmpBudget;
 use super::permission::Permissions;
 use super::relays::{Relay, Relays};
 use super::tcp::PeerConnections;
 use super::timer::Timers;
+use crate::meter::{Meters, OwnMeter};
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::error_code::AddressErrorCode;
-use crate::{AllocationId, ConnectionId, Family, FiveTuple, Path, PeerTransport};
+use crate::{AllocationId, ConnectionId, Family, FiveTuple, Path, PeerTransport, Session};
 
 /// Place of an allocation while it lives.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -35,7 +37,7 @@ pub(super) struct Allocation {
     five_tuple: FiveTuple,
     path: Path,
     relays: Relays,
-    /// USERNAME of the Allocate.
+    /// USERNAME of the Allocate, or what stands for its access token.
     pub(super) username: Box<[u8]>,
     /// Of the Allocate, to know it again (RFC 8656 §7.2, note); unknown after a restore.
     pub(super) transaction_id: Option<TransactionId>,
@@ -43,6 +45,8 @@ pub(super) struct Allocation {
     pub(super) address_error: Option<AddressErrorCode>,
     /// RESERVATION-TOKEN of the success answer, for a retransmission of the request.
     pub(super) reservation: Option<ReservationToken>,
+    /// What is left of the access token it was made or last refreshed with (RFC 7635).
+    pub(super) session: Option<Session>,
     /// Unix milliseconds.
     pub(super) created_at: u64,
     /// Ownership under which it was last written.
@@ -50,6 +54,10 @@ pub(super) struct Allocation {
     pub(super) sequence: u64,
     pub(super) permissions: Permissions,
     pub(super) channels: Channels,
+    pub(super) icmp: IcmpBudget,
+    pub(super) meter: OwnMeter,
+    /// Joined where a limit is set.
+    pub(super) meters: Meters,
     /// Of a TCP allocation.
     peer_connections: Option<PeerConnections>,
 }
@@ -187,11 +195,15 @@ impl Table {
             transaction_id: None,
             address_error: None,
             reservation: None,
+            session: None,
             created_at,
             epoch: 0,
             sequence: 0,
             permissions: Permissions::default(),
             channels: Channels::default(),
+            icmp: IcmpBudget::default(),
+            meter: OwnMeter::default(),
+            meters: Meters::default(),
             peer_connections: (peer_transport == PeerTransport::Tcp).then(PeerConnections::default),
         });
         self.slot_by_five_tuple.insert(five_tuple, slot);
@@ -295,7 +307,7 @@ fn connection(path: Path) -> Option<ConnectionId> {
 
 /// Hashes five-tuples under a secret: an authenticated client with a /64 of its own could grind collisions of an unkeyed
 /// multiplicative hash and turn the lookup of everybody's packets into a scan.
-struct SecretState([u64; 2]);
+pub(super) struct SecretState(pub(super) [u64; 2]);
 
 impl BuildHasher for SecretState {
     type Hasher = SecretHasher;
@@ -310,7 +322,7 @@ impl BuildHasher for SecretState {
 }
 
 /// Multiplies each 8 bytes to 16 and folds them.
-struct SecretHasher {
+pub(super) struct SecretHasher {
     state: u64,
     factor: u64,
 }

@@ -11,11 +11,10 @@ use rand_core::Rng;
 use super::auth::User;
 use super::reply::{Asked, Request};
 use super::table::Slot;
-use super::{ClaimError, ConnectError, DropReason, Host, Now, Out, Output, PeerEvent, Route, Server, Verdict};
-use crate::credential::LongTermKey;
+use super::{ClaimError, ConnectError, DropReason, Host, Now, Out, Output, PeerEvent, Server, Verdict};
 use crate::wire::attribute::{ConnectionId, XorPeerAddress};
 use crate::wire::{AttributeType, Class, ErrorCode, MessageWriter, Method, TransactionId};
-use crate::{Family, Path, PeerAddr, PeerConnectionId, PeerTransport, Policy, RelayedAddr};
+use crate::{Family, IntegrityKey, Path, PeerAddr, PeerConnectionId, PeerTransport, Policy, RelayedAddr};
 
 /// RFC 6062 §5.2: how long a connection to a peer may take; at least 30 seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,21 +35,11 @@ struct PeerConnection {
 #[derive(Debug)]
 enum Phase {
     /// The Connect request is being processed.
-    Connecting { until: Instant, asked: Asked, key: Key },
+    Connecting { until: Instant, asked: Asked, key: IntegrityKey },
     /// It waits for its ConnectionBind.
     Pending { until: Instant },
     /// A client data connection is bound to it.
     Bound,
-}
-
-/// What the answer to a Connect is signed with; no part of any log.
-#[derive(Clone, Copy)]
-struct Key(LongTermKey);
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key")
-    }
 }
 
 impl PeerConnection {
@@ -157,12 +146,6 @@ impl Server {
         if policy.check_ip(address.ip()).is_err() || policy.check(peer).is_err() {
             return Err(ErrorCode::FORBIDDEN);
         }
-        // A member's ports are no peers'; which of this node's own are, the host knows.
-        match host.route(peer) {
-            Route::Internet if policy.members.contains(&peer.ip()) => return Err(ErrorCode::FORBIDDEN),
-            Route::Member(_) => return Err(ErrorCode::FORBIDDEN),
-            Route::Internet | Route::Worker(_) | Route::Nobody => {}
-        }
         if connections.0.len() >= self.settings.limits.peer_connections_per_allocation {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }
@@ -172,7 +155,7 @@ impl Server {
             ConnectError::NoRoom => ErrorCode::INSUFFICIENT_CAPACITY,
         })?;
         let until = request.now.mono + CONNECT_TIMEOUT;
-        let phase = Phase::Connecting { until, asked: request.asked(), key: Key(user.key) };
+        let phase = Phase::Connecting { until, asked: request.asked(), key: user.key };
         self.table.change_peer_connections(slot, |connections| {
             connections.0.push(PeerConnection { id, peer, phase });
         });
@@ -301,7 +284,7 @@ impl Server {
                 Phase::Pending { .. } | Phase::Bound => None,
             }
         });
-        let Some((asked, Key(key))) = before.flatten() else {
+        let Some((asked, key)) = before.flatten() else {
             return Verdict::Done;
         };
         self.pend(slot, id);
@@ -317,7 +300,7 @@ impl Server {
 
     /// 447, if a Connect still waits for its answer.
     fn refuse_connect(&mut self, connection: PeerConnection) -> Verdict {
-        let Phase::Connecting { asked, key: Key(key), .. } = connection.phase else {
+        let Phase::Connecting { asked, key, .. } = connection.phase else {
             return Verdict::Done;
         };
         self.answer(&asked, Class::Error, Some(&key), |writer| {

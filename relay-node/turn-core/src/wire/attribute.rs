@@ -111,6 +111,11 @@ impl AttributeSet {
         self.0 & other.0 != 0
     }
 
+    /// What is in this one, in the other or in both.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     pub(super) const fn contains_slot(self, slot: usize) -> bool {
         self.0 & (1 << slot) != 0
     }

@@ -90,6 +90,27 @@ impl Attribute<'_> for ErrorCode {
     }
 }
 
+/// ERROR-CODE without a reason phrase, which is for people (RFC 8489 §14.8): where an answer must be short.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BareErrorCode(pub ErrorCode);
+
+impl Attribute<'_> for BareErrorCode {
+    const TYPE: AttributeType = AttributeType::ERROR_CODE;
+
+    fn decode(value: &[u8], transaction_id: &TransactionId) -> Option<Self> {
+        ErrorCode::decode(value, transaction_id).map(Self)
+    }
+
+    fn value_len(&self) -> usize {
+        4
+    }
+
+    fn encode(&self, value: &mut [u8], _: &TransactionId) {
+        let [class, number] = self.0.digits();
+        value.copy_from_slice(&[0, 0, class, number]);
+    }
+}
+
 /// ADDRESS-ERROR-CODE (RFC 8656 §18.12): why one of two address families was not granted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct AddressErrorCode {

@@ -1,26 +1,48 @@
-//! MESSAGE-INTEGRITY (RFC 8489 §14.5) and FINGERPRINT (RFC 8489 §14.7).
+//! MESSAGE-INTEGRITY (RFC 8489 §14.5), MESSAGE-INTEGRITY-SHA256 (§14.6) and FINGERPRINT (§14.7).
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 /// Length of a whole MESSAGE-INTEGRITY attribute.
 pub(super) const MESSAGE_INTEGRITY_LEN: usize = 24;
+/// Length of a whole MESSAGE-INTEGRITY-SHA256 attribute that is not truncated.
+pub(super) const MESSAGE_INTEGRITY_SHA256_LEN: usize = 36;
 /// Length of a whole FINGERPRINT attribute.
 pub(super) const FINGERPRINT_LEN: usize = 8;
 /// RFC 8489 §14.7: tells a STUN FINGERPRINT from an application's own CRC-32.
 const FINGERPRINT_XOR: u32 = 0x5354_554E;
 
+/// Which attribute protects a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Integrity {
+    /// MESSAGE-INTEGRITY (RFC 8489 §14.5).
+    Sha1,
+    /// MESSAGE-INTEGRITY-SHA256 (RFC 8489 §14.6).
+    Sha256,
+}
+
 /// HMAC-SHA1 of `before`, a message up to the MESSAGE-INTEGRITY attribute, with the header's length taken to end
 /// behind that attribute. `before` must hold a header.
 pub(super) fn message_integrity(key: &[u8], before: &[u8]) -> [u8; 20] {
-    let mut mac = Hmac::<Sha1>::new_from_slice(key).expect("HMAC takes a key of any length");
+    hmac::<Hmac<Sha1>>(key, before, MESSAGE_INTEGRITY_LEN).finalize().into_bytes().into()
+}
+
+/// HMAC-SHA256 of `before`, a message up to the MESSAGE-INTEGRITY-SHA256 attribute, whose whole length is
+/// `attribute_len`: a truncated value is that of a shorter message (RFC 8489 §14.6).
+pub(crate) fn message_integrity_sha256(key: &[u8], before: &[u8], attribute_len: usize) -> [u8; 32] {
+    hmac::<Hmac<Sha256>>(key, before, attribute_len).finalize().into_bytes().into()
+}
+
+fn hmac<M: Mac + KeyInit>(key: &[u8], before: &[u8], attribute_len: usize) -> M {
+    let mut mac = <M as KeyInit>::new_from_slice(key).expect("HMAC takes a key of any length");
     // A message is at most 20 + 65,532 bytes, so this fits.
-    let len = (before.len() - 20 + MESSAGE_INTEGRITY_LEN) as u16;
+    let len = (before.len() - 20 + attribute_len) as u16;
     mac.update(&before[..2]);
     mac.update(&len.to_be_bytes());
     mac.update(&before[4..]);
-    mac.finalize().into_bytes().into()
+    mac
 }
 
 /// Whether both are the same, in time that depends on their lengths only.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::attribute::{Attribute, AttributeSet, AttributeType, XorPeerAddress, XorRelayedAddress};
-use super::integrity::{self, FINGERPRINT_LEN, MESSAGE_INTEGRITY_LEN};
+use super::integrity::{self, FINGERPRINT_LEN, MESSAGE_INTEGRITY_LEN, MESSAGE_INTEGRITY_SHA256_LEN};
 use super::padded;
 
 /// What stands in bytes 4..8 of every message (RFC 8489 §5).
@@ -266,6 +266,11 @@ impl<'a> Message<'a> {
         self.transaction_id
     }
 
+    /// How long it is in bytes, header included.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether an attribute is there, well-formed or not.
     pub fn contains(&self, attribute: AttributeType) -> bool {
         self.present.contains(attribute)
@@ -332,6 +337,21 @@ impl<'a> Message<'a> {
         self.range(AttributeType::MESSAGE_INTEGRITY).is_some_and(|range| {
             let expected = integrity::message_integrity(key, &self.bytes[..range.start - 4]);
             integrity::constant_time_eq(&self.bytes[range], &expected)
+        })
+    }
+
+    /// Whether MESSAGE-INTEGRITY-SHA256 is there and made with `key` (RFC 8489 §14.6), in one of the lengths the
+    /// attribute may have: 16 to 32 bytes, a multiple of 4. Compares in constant time.
+    ///
+    /// Whether a truncated value will do is the usage's to say: see [`Message::range`] for its length.
+    pub fn verify_integrity_sha256(&self, key: &[u8]) -> bool {
+        self.range(AttributeType::MESSAGE_INTEGRITY_SHA256).is_some_and(|range| {
+            if !matches!(range.len(), 16 | 20 | 24 | 28 | 32) {
+                return false;
+            }
+            let before = &self.bytes[..range.start - 4];
+            let expected = integrity::message_integrity_sha256(key, before, 4 + range.len());
+            integrity::constant_time_eq(&self.bytes[range.clone()], &expected[..range.len()])
         })
     }
 }
@@ -474,6 +494,17 @@ impl<'b> MessageWriter<'b> {
         if self.append(AttributeType::MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_LEN - 4).is_some() {
             let (signed, attribute) = self.buffer.split_at_mut(before);
             attribute[4..MESSAGE_INTEGRITY_LEN].copy_from_slice(&integrity::message_integrity(key, signed));
+        }
+        self
+    }
+
+    /// Appends MESSAGE-INTEGRITY-SHA256, not truncated, over what was written so far. Only FINGERPRINT may follow.
+    pub fn integrity_sha256(&mut self, key: &[u8]) -> &mut Self {
+        let before = self.len;
+        if self.append(AttributeType::MESSAGE_INTEGRITY_SHA256, MESSAGE_INTEGRITY_SHA256_LEN - 4).is_some() {
+            let (signed, attribute) = self.buffer.split_at_mut(before);
+            let value = integrity::message_integrity_sha256(key, signed, MESSAGE_INTEGRITY_SHA256_LEN);
+            attribute[4..MESSAGE_INTEGRITY_SHA256_LEN].copy_from_slice(&value);
         }
         self
     }

@@ -8,7 +8,7 @@
 //! | [`attribute`] | one type per attribute, by RFC name and number |
 //! | [`channel_data`] | the ChannelData message |
 //! | [`error_code`] | ERROR-CODE and the codes of RFC 8489 and RFC 8656 |
-//! | [`integrity`] | MESSAGE-INTEGRITY and FINGERPRINT |
+//! | [`integrity`] | MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT |
 //! | [`stream`] | where a frame ends on TCP and TLS |
 
 pub mod attribute;
@@ -21,6 +21,7 @@ pub mod stream;
 pub use attribute::{Attribute, AttributeSet, AttributeType};
 pub use channel_data::{ChannelData, ChannelDataError, ChannelNumber};
 pub use error_code::ErrorCode;
+pub use integrity::Integrity;
 pub use message::{
     AttributeError, Class, Message, MessageWriter, Method, ParseError, TransactionId, UnknownAttributes, WriteError,
 };

@@ -135,7 +135,7 @@ impl Driver {
             }
             _ => {
                 let relayed = self.relayed(argument);
-                self.serve(Input::Icmp { relayed, peer: PeerAddr::new(peer), kind: 3, code: argument }, &[]);
+                self.serve(Input::Icmp { relayed, peer: PeerAddr::new(peer), kind: 3, code: argument, mtu: 1400 }, &[]);
             }
         }
         self.pump();
