@@ -7,6 +7,7 @@
 //! A TCP allocation (RFC 6062) takes a client for its control connection, and one more for each data connection, which
 //! makes a ConnectionBind there and has done its work with [`Event::ConnectionBound`]: what comes behind is the peer's.
 
+mod challenge;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,13 +18,14 @@ use std::time::{Duration, Instant};
 use rand_chacha::ChaCha12Rng;
 use rand_core::SeedableRng;
 
-use crate::credential::long_term_key;
 use crate::wire::attribute::{
-    self, AttributeType, Lifetime, Nonce, Realm, RequestedAddressFamily, RequestedTransport, Username,
-    XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    self, AttributeType, Lifetime, RequestedAddressFamily, RequestedTransport, XorMappedAddress, XorPeerAddress,
+    XorRelayedAddress,
 };
 use crate::wire::{ChannelData, ChannelNumber, Class, ErrorCode, Kind, Message, MessageWriter, Method, kind};
 use crate::{Family, PeerConnectionId, PeerTransport, Transport};
+use challenge::Challenge;
+pub use challenge::Security;
 use transaction::{Expiry, Transactions};
 
 /// Permissions and channels are renewed this often: as browsers do, well inside 300 s (RFC 8656 §9).
@@ -120,17 +122,11 @@ impl Request {
     }
 }
 
-#[derive(Debug)]
-struct Challenge {
-    realm: Vec<u8>,
-    nonce: Vec<u8>,
-    key: [u8; 16],
-}
-
 /// One client with at most one allocation.
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,
+    security: Security,
     random: ChaCha12Rng,
     challenge: Option<Challenge>,
     transactions: Transactions,
@@ -149,6 +145,7 @@ impl Client {
             random: ChaCha12Rng::from_seed(config.seed),
             transactions: Transactions::new(config.transport.is_stream()),
             config,
+            security: Security::default(),
             challenge: None,
             transmit: VecDeque::new(),
             events: VecDeque::new(),
@@ -157,6 +154,12 @@ impl Client {
             refresh_at: None,
             renew_at: None,
         }
+    }
+
+    /// The same client with other mechanisms than [`Security::default`].
+    pub fn with_security(mut self, security: Security) -> Self {
+        self.security = security;
+        self
     }
 
     /// Asks how the server sees the client (RFC 8489 §3).
@@ -323,11 +326,7 @@ impl Client {
             }
         }
         if let Some(challenge) = self.challenge.as_ref().filter(|_| !matches!(request, Request::Binding)) {
-            writer
-                .attribute(&Username(&self.config.username))
-                .attribute(&Realm(&challenge.realm))
-                .attribute(&Nonce(&challenge.nonce))
-                .integrity(&challenge.key);
+            challenge.sign(&self.config, &self.security, request, &mut writer);
         }
         // A request that does not fit is sent as the empty packet: it times out like any unanswered one.
         let len = writer.finish().unwrap_or(0);
@@ -389,20 +388,17 @@ impl Client {
 
     fn verifies(&self, request: &Request, message: &Message<'_>) -> bool {
         match &self.challenge {
-            Some(challenge) if !matches!(request, Request::Binding) => message.verify_integrity(&challenge.key),
+            Some(challenge) if !matches!(request, Request::Binding) => challenge.verifies(message),
             _ => true,
         }
     }
 
     /// RFC 8489 §9.2.5: once more, with the REALM and NONCE of the refusal.
     fn retry(&mut self, now: Instant, request: Request, retries: u32, message: &Message<'_>) {
-        let realm = message.attribute::<Realm<'_>>().ok().flatten();
-        let nonce = message.attribute::<Nonce<'_>>().ok().flatten();
-        let (Some(Realm(realm)), Some(Nonce(nonce))) = (realm, nonce) else {
+        let Some(challenge) = Challenge::read(&self.config, &self.security, message) else {
             return self.fail(&request, Failure::Invalid);
         };
-        let key = long_term_key(&self.config.username, &String::from_utf8_lossy(realm), &self.config.password);
-        self.challenge = Some(Challenge { realm: realm.to_vec(), nonce: nonce.to_vec(), key });
+        self.challenge = Some(challenge);
         self.attempt(now, request, retries + 1);
     }
 

@@ -234,3 +234,7 @@ fn algorithm(message: &Message<'_>, nonce: &[u8], sha256: bool) -> Result<Algori
 #[cfg(test)]
 #[path = "auth_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "third_party_tests.rs"]
+mod third_party_tests;

@@ -1,8 +1,9 @@
-//! Grammar (abuse.md B) and the vectors of RFC 5769.
+//! Grammar (abuse.md B) and the vectors of RFC 5769 and RFC 8489 B.1.
 
 use std::net::SocketAddr;
 
 use md5::{Digest, Md5};
+use sha2::Sha256;
 
 use super::*;
 use crate::wire::attribute::*;
@@ -167,6 +168,61 @@ fn rfc_5769_2_4_long_term_request() {
     writer.integrity(&key);
     let len = writer.finish().expect("fits");
     assert_eq!(&buffer[..len], RFC_5769_LONG_TERM);
+}
+
+const RFC_8489_B_1: &[u8] =
+    b"\x00\x01\x00\x9c\x21\x12\xa4\x42\x78\xad\x34\x33\xc6\xad\x72\xc0\x29\xda\x41\x2e\x00\x1e\x00\x20\x4a\x3c\
+    \xf3\x8f\xef\x69\x92\xbd\xa9\x52\xc6\x78\x04\x17\xda\x0f\x24\x81\x94\x15\x56\x9e\x60\xb2\x05\xc4\x6e\x41\
+    \x40\x7f\x17\x04\x00\x15\x00\x29\x6f\x62\x4d\x61\x74\x4a\x6f\x73\x32\x41\x41\x41\x43\x66\x2f\x2f\x34\x39\
+    \x39\x6b\x39\x35\x34\x64\x36\x4f\x4c\x33\x34\x6f\x4c\x39\x46\x53\x54\x76\x79\x36\x34\x73\x41\x00\x00\x00\
+    \x00\x14\x00\x0b\x65\x78\x61\x6d\x70\x6c\x65\x2e\x6f\x72\x67\x00\x00\x1c\x00\x20\xe4\x68\x6c\x8f\x0e\xde\
+    \xb5\x90\x13\xe0\x70\x90\x01\x0a\x93\xef\xcc\xbc\xcc\x54\x4c\x0a\x45\xd9\xf8\x30\xaa\x6d\x6f\x73\x5a\x01";
+
+#[test]
+fn rfc_8489_b_1_userhash_and_sha256() {
+    // As printed, the length counts the header too, and the HMAC covers that length. (Hashes of this vector and how
+    // keys are made: `crate::key`.)
+    assert_eq!(Message::parse(RFC_8489_B_1).err(), Some(ParseError::Length(0x9C)));
+    let username = "\u{30DE}\u{30C8}\u{30EA}\u{30C3}\u{30AF}\u{30B9}".as_bytes();
+    let key: [u8; 32] = Sha256::digest([username, b":example.org:TheMatrIX"].concat()).into();
+    let (before, attribute) = RFC_8489_B_1.split_at(RFC_8489_B_1.len() - MESSAGE_INTEGRITY_SHA256_LEN);
+    let printed = integrity::message_integrity_sha256(&key, before, MESSAGE_INTEGRITY_SHA256_LEN + HEADER);
+    assert_eq!(printed, attribute[4..]);
+
+    // With the length of RFC 8489 §5, and the HMAC over it.
+    let hash: [u8; 32] = Sha256::digest([username, b":example.org"].concat()).into();
+    let id = TransactionId(*RFC_8489_B_1[8..].first_chunk().expect("a header"));
+    let mut buffer = [0xEE; 256];
+    let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::Binding, id);
+    writer.attribute(&Userhash(hash));
+    writer.attribute(&Nonce(b"obMatJos2AAACf//499k954d6OL34oL9FSTvy64sA"));
+    writer.attribute(&Realm(b"example.org"));
+    writer.integrity_sha256(&key);
+    let len = writer.finish().expect("fits");
+    assert_eq!((buffer[3], &buffer[4..before.len()]), (0x88, &before[4..]));
+    let message = Message::parse(&buffer[..len]).expect("well-formed");
+    assert_eq!(message.attribute(), Ok(Some(Userhash(hash))));
+    assert_eq!(message.attribute(), Ok(Some(Realm(b"example.org"))));
+    assert!(message.verify_integrity_sha256(&key));
+    assert!(!message.verify_integrity_sha256(b"another") && !message.verify_integrity(&key));
+}
+
+#[test]
+fn sha256_verifies_in_the_lengths_it_may_have() {
+    // RFC 8489 §14.6: 16 to 32 bytes, a multiple of 4; a truncated value is the beginning of that of its length.
+    for len in 0..=40_usize {
+        let padded = len.next_multiple_of(4);
+        let mut attribute = vec![0, 0x1C, 0, u8::try_from(len).expect("short")];
+        attribute.resize(4 + padded, 0);
+        let mut bytes = request(&attribute);
+        let mac = integrity::message_integrity_sha256(b"key", &bytes[..HEADER], 4 + len);
+        let shown = len.min(32);
+        bytes[HEADER + 4..HEADER + 4 + shown].copy_from_slice(&mac[..shown]);
+        let message = Message::parse(&bytes).expect("well-formed");
+        let expected = matches!(len, 16 | 20 | 24 | 28 | 32);
+        assert_eq!(message.verify_integrity_sha256(b"key"), expected, "{len} bytes");
+        assert!(!message.verify_integrity_sha256(b"another"), "{len} bytes");
+    }
 }
 
 #[test]
