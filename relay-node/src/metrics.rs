@@ -10,6 +10,9 @@ use crate::dataplane::{Dataplane, WorkerSnapshot};
 
 const ALLOCATIONS: &str = "turn_allocations";
 const CONNECTIONS: &str = "turn_connections";
+const DTLS_SESSIONS: &str = "turn_dtls_sessions";
+const DTLS_HANDSHAKES: &str = "turn_dtls_handshakes";
+const HELLO_VERIFY_REQUESTS: &str = "turn_dtls_hello_verify_requests_total";
 const RELAYED_PACKETS: &str = "turn_relayed_packets_total";
 const RELAYED_BYTES: &str = "turn_relayed_bytes_total";
 const REFUSED_CONNECTIONS: &str = "turn_refused_connections_total";
@@ -60,6 +63,9 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
 fn describe() {
     describe_gauge!(ALLOCATIONS, "Allocations held, by worker");
     describe_gauge!(CONNECTIONS, "Open stream connections of clients, by worker");
+    describe_gauge!(DTLS_SESSIONS, "DTLS sessions, those with half a handshake too, by worker");
+    describe_gauge!(DTLS_HANDSHAKES, "DTLS handshakes that have not ended, by worker");
+    describe_counter!(HELLO_VERIFY_REQUESTS, "ClientHellos answered with a cookie and nothing kept, by worker");
     describe_counter!(RELAYED_PACKETS, "Packets relayed, by worker and direction");
     describe_counter!(RELAYED_BYTES, Unit::Bytes, "Application bytes relayed, by worker and direction");
     describe_counter!(DROPPED, "Packets dropped, by worker and reason");
@@ -94,6 +100,9 @@ fn publish(workers: &[WorkerSnapshot]) {
         let label = index.to_string();
         gauge!(ALLOCATIONS, "worker" => label.clone()).set(worker.allocations as f64);
         gauge!(CONNECTIONS, "worker" => label.clone()).set(worker.connections as f64);
+        gauge!(DTLS_SESSIONS, "worker" => label.clone()).set(worker.dtls_sessions as f64);
+        gauge!(DTLS_HANDSHAKES, "worker" => label.clone()).set(worker.dtls_handshakes as f64);
+        counter!(HELLO_VERIFY_REQUESTS, "worker" => label.clone()).absolute(worker.hello_verify_requests);
         counter!(CROSSED, "worker" => label.clone()).absolute(worker.crossed);
         counter!(JOURNAL_ERRORS, "worker" => label.clone()).absolute(worker.journal_errors);
         counter!(WORKER_CPU, "worker" => label.clone()).absolute(worker.cpu_micros / 1_000_000);

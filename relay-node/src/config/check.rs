@@ -306,6 +306,7 @@ impl Settings {
             stream_send_cap: self.stream_send_cap,
             max_connections: self.max_connections,
             streams: self.streams.dataplane(),
+            dtls_limits: self.streams.dtls_limits(),
         }
     }
 
@@ -383,7 +384,8 @@ fn listeners(written: &[String]) -> Result<Vec<Listen>, ConfigError> {
             "udp" => Transport::Udp,
             "tcp" => Transport::Tcp,
             "tls" => Transport::Tls,
-            _ => return Err(wrong(format!("{text:?} must start with udp://, tcp:// or tls://"))),
+            "dtls" => Transport::Dtls,
+            _ => return Err(wrong(format!("{text:?} must start with udp://, tcp://, tls:// or dtls://"))),
         };
         let bind: SocketAddr =
             address.parse().map_err(|_| wrong(format!("{text:?} must end in IP:PORT, as in udp://0.0.0.0:3478")))?;

@@ -26,16 +26,18 @@ pub struct Limits {
     pub bytes_per_node: u64,
     /// TCP connections to peers of one allocation (RFC 6062).
     pub peer_connections_per_allocation: u32,
-    /// Stream connections per worker that have not shown what they are, or not ended their TLS handshake; one more
-    /// closes the oldest.
+    /// Stream connections per worker that have not shown what they are, or not ended their TLS handshake, and again DTLS
+    /// handshakes per worker that have not ended; one more closes the oldest.
     pub handshakes: u32,
-    /// Seconds a connection may be one of those, 1..=300.
+    /// Seconds a connection, or a DTLS session, may be one of those, 1..=300.
     pub handshake_seconds: u16,
     /// Stream connections without an allocation of one source (an IPv4 address, an IPv6 /56) on this relay; 0 for no
     /// limit.
     pub connections_per_prefix: u32,
     /// Connections passed to `web_server` at a time.
     pub web_connections: u32,
+    /// DTLS sessions per worker, 1..=16777216; one more is not begun.
+    pub dtls_sessions: u32,
 }
 
 impl Default for Limits {
@@ -53,6 +55,7 @@ impl Default for Limits {
             handshake_seconds: 10,
             connections_per_prefix: 1000,
             web_connections: 1000,
+            dtls_sessions: 10_000,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TLS, and what stands before it: certificates, PROXY headers, the web server behind the same port.
+//! TLS and DTLS, and what stands before it: certificates, PROXY headers, the web server behind the same port.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use turn_core::policy::Network;
 use super::check::parse_network;
 use super::{Config, ConfigError};
 use crate::certificates::{CertificateFiles, Certificates};
-use crate::dataplane::{Listen, StreamConfig, WebServer};
+use crate::dataplane::{DtlsLimits, Listen, StreamConfig, WebServer};
 
 /// One certificate for clients, as it is written.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -66,6 +66,8 @@ pub struct Streams {
     pub handshake_time: Duration,
     /// Connections without an allocation of one source prefix; 0 for no limit.
     pub connections_per_prefix: u32,
+    /// DTLS sessions per worker.
+    pub dtls_sessions: usize,
 }
 
 impl Streams {
@@ -79,6 +81,16 @@ impl Streams {
             handshakes: self.handshakes,
             handshake_time: self.handshake_time,
             connections_per_prefix: self.connections_per_prefix,
+        }
+    }
+
+    /// How many DTLS sessions there are.
+    pub(super) fn dtls_limits(&self) -> DtlsLimits {
+        DtlsLimits {
+            sessions: self.dtls_sessions,
+            handshakes: self.handshakes,
+            handshake_time: self.handshake_time,
+            ..DtlsLimits::default()
         }
     }
 
@@ -126,6 +138,10 @@ impl Config {
             let problem = format!("{} is not in 1..=300", limits.handshake_seconds);
             return Err(ConfigError::new("limits.handshake_seconds", problem));
         }
+        if !(1..=1 << 24).contains(&limits.dtls_sessions) {
+            let problem = format!("{} is not in 1..={}", limits.dtls_sessions, 1 << 24);
+            return Err(ConfigError::new("limits.dtls_sessions", problem));
+        }
         let web_server = self.checked_web_server(listen)?;
         if web_server.is_some() && files.is_empty() {
             let problem = "needs certificates: without any, no TLS is read, and none can be passed on";
@@ -142,6 +158,7 @@ impl Config {
             handshakes: limits.handshakes as usize,
             handshake_time: Duration::from_secs(limits.handshake_seconds.into()),
             connections_per_prefix: limits.connections_per_prefix,
+            dtls_sessions: limits.dtls_sessions as usize,
         })
     }
 
@@ -217,6 +234,7 @@ mod tests {
             ("web_server = \"192.0.2.1:443\"", "web_server: 192.0.2.1:443 is this relay itself"),
             ("web_server = \"127.0.0.1:3478\"", "web_server: 127.0.0.1:3478 is this relay itself"),
             ("[limits]\nhandshakes = 0", "limits.handshakes: 0 would let no client in"),
+            ("[limits]\ndtls_sessions = 0", "limits.dtls_sessions: 0 is not in 1..=16777216"),
             ("[limits]\nhandshake_seconds = 301", "limits.handshake_seconds: 301 is not in 1..=300"),
         ];
         for (text, expected) in cases {

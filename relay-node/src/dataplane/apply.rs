@@ -9,6 +9,7 @@ use turn_core::{
 };
 
 use super::counters::{Direction, Loss};
+use super::dtls;
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::{Body, Outgoing, Target};
 use super::packet::PacketRef;
@@ -33,7 +34,7 @@ impl Origin {
 }
 
 /// What came of a verdict.
-enum Applied {
+pub(super) enum Applied {
     /// It is on its way, or there was nothing to send.
     Done,
     /// It came to nothing.
@@ -43,12 +44,19 @@ enum Applied {
 }
 
 /// The bytes of something to send, and how.
-struct Gathered {
+pub(super) struct Gathered {
     head: Head,
     body: Body,
     padding: u8,
     ip: IpMeta,
     direction: Option<Direction>,
+}
+
+impl Gathered {
+    /// What is no application data.
+    pub(super) fn answer(body: Body) -> Self {
+        Self { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None }
+    }
 }
 
 impl Worker {
@@ -113,8 +121,7 @@ impl Worker {
                     return Applied::Dropped;
                 };
                 let body = self.outgoing.copy_reply(self.server.reply());
-                let gathered = Gathered { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None };
-                self.queue_to_client(to, path, gathered)
+                self.queue_to_client(to, path, Gathered::answer(body))
             }
             Verdict::Done => Applied::Done,
             Verdict::Drop(reason) => {
@@ -124,13 +131,23 @@ impl Worker {
         }
     }
 
-    fn queue_to_client(&mut self, to: FiveTuple, path: Path, gathered: Gathered) -> Applied {
+    pub(super) fn queue_to_client(&mut self, to: FiveTuple, path: Path, gathered: Gathered) -> Applied {
         let (target, from) = match path {
             Path::Listener(ListenerId(index)) => {
                 let index = usize::from(index);
                 let wildcard = self.listeners.get(index).is_some_and(Listener::is_wildcard);
                 (Target::Listener(index), wildcard.then_some(to.server.ip()))
             }
+            Path::Connection(id) if dtls::is_session(id) => match self.dtls.session(id) {
+                Some((key, listener)) => {
+                    let wildcard = self.listeners.get(listener).is_some_and(Listener::is_wildcard);
+                    (Target::Session(key), wildcard.then_some(to.server.ip()))
+                }
+                None => {
+                    self.counters.lost(Loss::DtlsNoSession);
+                    return Applied::Dropped;
+                }
+            },
             Path::Connection(id) => match self.streams.key(id) {
                 Some(key) => (Target::Connection(key), None),
                 None => {
@@ -195,6 +212,7 @@ impl Worker {
     /// Sends what the turn gathered. What goes to peers leaves first: then released addresses can be closed, so that a
     /// client that is told of the end of an allocation finds its port and its share free.
     pub(super) fn flush(&mut self) {
+        self.seal();
         self.outgoing.sort();
         let mut position = 0;
         while let Some((target, run)) = self.outgoing.run(position) {
@@ -222,8 +240,8 @@ impl Worker {
                         udp::send_run(&mut self.batch, socket, &self.outgoing, &self.packets, run, &mut self.counters);
                     }
                 }
-                // They come first.
-                Target::Relayed(_) => {}
+                // The first have left; of the others no record could be made.
+                Target::Relayed(_) | Target::Session(_) => {}
             }
         }
     }

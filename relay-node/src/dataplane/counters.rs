@@ -24,10 +24,16 @@ pub(super) enum Loss {
     RestoreForeign,
     /// The address of a restored record cannot be held.
     RestoreAddress,
+    /// A DTLS record of no session, or a ClientHello with numbers that none begins with.
+    DtlsNoSession,
+    /// As many DTLS sessions as allowed.
+    DtlsSessions,
+    /// As many DTLS handshakes as allowed.
+    DtlsHandshakes,
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 25] = [
+const LABELS: [&str; 28] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -53,6 +59,9 @@ const LABELS: [&str; 25] = [
     "connections",
     "restore_foreign",
     "restore_address",
+    "dtls_no_session",
+    "dtls_sessions",
+    "dtls_handshakes",
 ];
 const OTHER: usize = 16;
 
@@ -71,6 +80,7 @@ pub(super) struct Counters {
     dropped: [u64; LABELS.len()],
     answers: Vec<(&'static str, u16, u64)>,
     pub(super) crossed: u64,
+    pub(super) hello_verify_requests: u64,
 }
 
 impl Counters {
@@ -108,6 +118,7 @@ impl Counters {
             dropped: dropped.filter(|(_, count)| *count != 0).collect(),
             answers: self.answers.clone(),
             crossed: self.crossed,
+            hello_verify_requests: self.hello_verify_requests,
             ..WorkerSnapshot::default()
         }
     }

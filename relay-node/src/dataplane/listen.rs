@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use socket2::{Domain, Socket, Type};
 use turn_core::Transport;
 
@@ -58,10 +58,6 @@ pub(super) fn open(listen: &[Listen], workers: u16) -> anyhow::Result<Vec<Vec<Li
     let mut by_worker: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
     for Listen { transport, bind } in listen {
         let mut address = *bind;
-        match transport {
-            Transport::Udp | Transport::Tcp | Transport::Tls => {}
-            Transport::Dtls => bail!("listen: {transport:?} is not served by this version; remove it"),
-        }
         if address.port() != 0 {
             probe(*transport, address).with_context(|| what_to_do(*transport, address))?;
         }

@@ -3,6 +3,10 @@
 mod accept;
 mod apply;
 mod counters;
+mod dtls;
+mod dtls_context;
+mod dtls_hello;
+mod dtls_session;
 mod listen;
 mod opening;
 mod outgoing;
@@ -34,6 +38,7 @@ use anyhow::Context;
 use turn_core::policy::Network;
 use turn_core::{AllocationId, Change, Record, Settings};
 
+pub use self::dtls::DtlsLimits;
 use self::start::Starting;
 pub use self::web::WebServer;
 use self::worker::{Command, Shown};
@@ -89,14 +94,16 @@ pub struct DataplaneConfig {
     pub stream_send_cap: usize,
     /// TCP connections per worker.
     pub max_connections: usize,
-    /// TLS, and how connections are let in.
+    /// Certificates, and how connections are let in.
     pub streams: StreamConfig,
+    /// How many DTLS sessions there are; they have the certificates of `streams`.
+    pub dtls_limits: DtlsLimits,
 }
 
 /// How stream connections are let in.
 #[derive(Clone, Debug)]
 pub struct StreamConfig {
-    /// What TLS is served with; none is no TLS.
+    /// What TLS and DTLS are served with; none is neither.
     pub certificates: Option<Arc<Certificates>>,
     /// A name of this relay that need not be in a certificate.
     pub public_host: Option<String>,
@@ -150,6 +157,12 @@ pub struct WorkerSnapshot {
     pub connections: u64,
     /// Stream connections closed before they were of use, by label.
     pub refused_connections: Vec<(&'static str, u64)>,
+    /// DTLS sessions, those with half a handshake too.
+    pub dtls_sessions: u64,
+    /// DTLS handshakes that are not complete.
+    pub dtls_handshakes: u64,
+    /// ClientHellos that were answered with a cookie.
+    pub hello_verify_requests: u64,
 }
 
 /// The running data plane.

@@ -18,6 +18,8 @@ pub(super) enum Target {
     Listener(usize),
     /// A stream connection.
     Connection(usize),
+    /// A DTLS session, until it has made a record of it.
+    Session(usize),
 }
 
 /// Where the bytes behind the head are.
@@ -52,12 +54,33 @@ pub(super) struct OutgoingQueue {
     items: Vec<Outgoing>,
     order: Vec<(Target, usize)>,
     replies: Vec<u8>,
+    /// Items that stand in records, and where those are among the replies.
+    sealed: Vec<Option<(usize, usize)>>,
 }
 
 impl OutgoingQueue {
     pub(super) fn push(&mut self, target: Target, outgoing: Outgoing) {
         self.order.push((target, self.items.len()));
         self.items.push(outgoing);
+        self.sealed.push(None);
+    }
+
+    /// Items, before they are sorted.
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Where the item at a position goes.
+    pub(super) fn target(&self, position: usize) -> Target {
+        self.order[position].0
+    }
+
+    /// The item at a position leaves by a listener, as this record. Not to be called once the queue is sorted.
+    pub(super) fn seal(&mut self, position: usize, listener: usize, record: &[u8]) {
+        let start = self.replies.len();
+        self.replies.extend_from_slice(record);
+        self.order[position].0 = Target::Listener(listener);
+        self.sealed[position] = Some((start, self.replies.len()));
     }
 
     /// Copies a reply, which the core keeps only until its next input.
@@ -90,7 +113,7 @@ impl OutgoingQueue {
         &self.items[self.order[position].1]
     }
 
-    /// The bytes of an item: head, payload, padding.
+    /// The bytes of an item: head, payload, padding. As the client reads them, if they stand in a record.
     pub(super) fn parts<'a>(&'a self, item: &'a Outgoing, packets: &'a Packets) -> [&'a [u8]; 3] {
         let body = match item.body {
             Body::Packet(packet) => packets.bytes(packet),
@@ -102,7 +125,11 @@ impl OutgoingQueue {
     /// The item at a position of a run, as the kernel takes it.
     pub(super) fn datagram<'a>(&'a self, position: usize, packets: &'a Packets) -> Datagram<'a> {
         let item = self.at(position);
-        Datagram { to: item.to, from: item.from, tos: item.tos, parts: self.parts(item, packets) }
+        let parts = match self.sealed[self.order[position].1] {
+            Some((start, end)) => [&self.replies[start..end], &[], &[]],
+            None => self.parts(item, packets),
+        };
+        Datagram { to: item.to, from: item.from, tos: item.tos, parts }
     }
 
     /// Everything has been sent or given up.
@@ -110,6 +137,7 @@ impl OutgoingQueue {
         self.items.clear();
         self.order.clear();
         self.replies.clear();
+        self.sealed.clear();
     }
 }
 

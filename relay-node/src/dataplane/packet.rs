@@ -87,6 +87,20 @@ impl Packets {
         Some((known, PacketRef { slot, start: 0, end }))
     }
 
+    /// Lets `fill` write over a packet and what lies behind it, from `start` bytes after its beginning on; it says how
+    /// many bytes it wrote. Not where there is no room for the longest record (2^14 bytes, RFC 6347 §4.1).
+    pub(super) fn rewrite(
+        &mut self,
+        packet: PacketRef,
+        start: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<PacketRef> {
+        let start = packet.start + start;
+        let room = self.slots.slot(packet.slot).get_mut(start..).filter(|room| room.len() >= 1 << 14)?;
+        let length = fill(room)?;
+        Some(PacketRef { slot: packet.slot, start, end: start + length })
+    }
+
     /// The bytes.
     pub(super) fn bytes(&self, packet: PacketRef) -> &[u8] {
         &self.slots.bytes(packet.slot, packet.end)[packet.start..]

@@ -54,8 +54,8 @@ impl Worker {
                 );
                 continue;
             };
-            let reason = if record.five_tuple.transport.is_stream() {
-                // RFC 8656 §5: the connection is gone with the process that had it.
+            let reason = if record.five_tuple.transport.has_session() {
+                // RFC 8656 §5: the connection or session is gone with the process that had it.
                 EndReason::Closed
             } else if record.expires_at <= self.now.wall {
                 EndReason::Expired

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use turn_core::{Change, Record, Server, Settings, WorkerId};
 
 use super::accept::Door;
+use super::dtls::Sessions;
+use super::dtls_context::Contexts;
 use super::listen::Listener;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
@@ -26,6 +29,7 @@ pub(super) struct Starting {
     pub(super) registry: Arc<Registry>,
     routes: Arc<Routes>,
     door: Arc<Door>,
+    contexts: Option<Arc<Contexts>>,
     wakers: Vec<Arc<Waker>>,
     /// Rings of the workers that have not been spawned, the first one last.
     ends: Vec<Ends>,
@@ -49,12 +53,15 @@ impl Starting {
         ends.reverse();
         let bounds = Bounds { max_allocations: config.max_allocations, user_quota: config.user_quota };
         let served: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+        let contexts = config.streams.certificates.clone().map(Contexts::new);
+        let contexts = contexts.transpose().context("certificates: OpenSSL, which serves DTLS, refuses them")?;
         Ok(Self {
             handles: Vec::new(),
             reporting: Reporting { changes, overflow: Arc::new(AtomicBool::new(false)) },
             registry: Arc::new(Registry::new(config.relay_ips.clone(), config.relay_ports.clone(), bounds)),
             routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
             door: Door::new(&config.streams)?,
+            contexts: contexts.map(Arc::new),
             wakers,
             ends,
             ready: mpsc::channel(),
@@ -77,6 +84,8 @@ impl Starting {
         let shown = Arc::new(Shown::new());
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).context("the system has no randomness")?;
+        let mut cookie_secret = [0; 64];
+        getrandom::fill(&mut cookie_secret).context("the system has no randomness")?;
         let server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
         let relayed = Relayed::new(id, Arc::clone(&self.registry), Arc::clone(&self.routes), Arc::clone(&epoll));
         self.handles.push(Handle { commands, waker: Arc::clone(&waker), shown: Arc::clone(&shown), thread: None });
@@ -97,6 +106,7 @@ impl Starting {
             stream_send_cap: config.stream_send_cap,
             max_connections: config.max_connections,
             door: Arc::clone(&self.door),
+            dtls: Sessions::new(id, self.contexts.clone(), config.dtls_limits, cookie_secret, Instant::now()),
         })
     }
 

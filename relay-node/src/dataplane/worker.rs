@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::error::TrySendError;
+use turn_core::wire::{self, Kind};
 use turn_core::{
     AllocationId, Change, ConnectionId, DropReason, FiveTuple, Head, Input, IpMeta, ListenerId, Now, Output, Path,
     PeerAddr, Record, RelayedAddr, Server, Settings, Transport, WorkerId,
@@ -20,6 +21,7 @@ use turn_core::{
 use super::accept::Door;
 use super::apply::Origin;
 use super::counters::Counters;
+use super::dtls::{self, Sessions};
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::OutgoingQueue;
 use super::packet::{PacketRef, Packets};
@@ -142,6 +144,7 @@ pub(super) struct Setup {
     pub(super) stream_send_cap: usize,
     pub(super) max_connections: usize,
     pub(super) door: Arc<Door>,
+    pub(super) dtls: Sessions,
 }
 
 /// A worker.
@@ -153,6 +156,7 @@ pub(super) struct Worker {
     pub(super) listeners: Vec<Listener>,
     pub(super) relayed: Relayed,
     pub(super) streams: Streams,
+    pub(super) dtls: Sessions,
     pub(super) epoll: Arc<Epoll>,
     waker: Arc<Waker>,
     commands: Receiver<Command>,
@@ -184,6 +188,7 @@ impl Worker {
             listeners: setup.listeners,
             relayed: setup.relayed,
             streams: Streams::new(setup.id, setup.stream_send_cap, setup.max_connections, setup.door),
+            dtls: setup.dtls,
             epoll: setup.epoll,
             waker: setup.waker,
             commands: setup.commands,
@@ -242,6 +247,7 @@ impl Worker {
             }
             self.take_from_rings();
             self.fire_timers();
+            self.poll_handshakes();
             self.finish_turn();
             self.tick();
         }
@@ -255,7 +261,8 @@ impl Worker {
             return Duration::ZERO;
         }
         let tick = self.ticked + TICK;
-        let next = self.server.poll_timeout().map_or(tick, |timeout| timeout.min(tick));
+        let timeouts = [self.server.poll_timeout(), self.dtls.poll_timeout()];
+        let next = timeouts.into_iter().flatten().fold(tick, Instant::min);
         next.saturating_duration_since(Instant::now())
     }
 
@@ -330,12 +337,21 @@ impl Worker {
             let (listener, ip) = (ListenerId(index as u16), IpMeta { dscp_ecn: received.tos, ..IpMeta::default() });
             let owner = shard::worker(from.client, self.workers);
             if owner == self.id {
-                self.feed(Origin::Client { from, path: Path::Listener(listener), ip }, received.packet);
+                self.take_datagram(from, listener, ip, received.packet);
             } else {
                 self.counters.crossed += 1;
                 let meaning = Meaning::FromClient { from, listener, ip };
                 self.send_to_worker(owner, meaning, Head::EMPTY, received.packet);
             }
+        }
+    }
+
+    /// A datagram of a client that this worker owns (RFC 7983 §7).
+    fn take_datagram(&mut self, from: FiveTuple, listener: ListenerId, ip: IpMeta, packet: PacketRef) {
+        if self.dtls.are_served() && wire::kind(self.packets.bytes(packet)) == Kind::Dtls {
+            self.receive_dtls(from, listener, ip, packet);
+        } else {
+            self.feed(Origin::Client { from, path: Path::Listener(listener), ip }, packet);
         }
     }
 
@@ -403,7 +419,7 @@ impl Worker {
 
     fn take_crossed(&mut self, meaning: Meaning, packet: PacketRef) {
         let origin = match meaning {
-            Meaning::FromClient { from, listener, ip } => Origin::Client { from, path: Path::Listener(listener), ip },
+            Meaning::FromClient { from, listener, ip } => return self.take_datagram(from, listener, ip, packet),
             Meaning::FromPeer { relayed, from, ip } => match self.own_relayed(relayed) {
                 Some(relayed) => Origin::Peer { relayed, from, ip },
                 None => {
@@ -451,6 +467,7 @@ impl Worker {
     /// Journals a change.
     pub(super) fn keep(&mut self, change: &Change) {
         self.streams.note(change);
+        self.dtls.note(change, self.now.mono);
         self.relayed.note(change);
         if let Some(journal) = &mut self.journal {
             journal.append(change);
@@ -458,7 +475,11 @@ impl Worker {
     }
 
     pub(super) fn close_soon(&mut self, id: ConnectionId) {
-        if let Some(key) = self.streams.key(id) {
+        if dtls::is_session(id) {
+            if let Some(key) = self.dtls.key(id) {
+                self.close_session(key);
+            }
+        } else if let Some(key) = self.streams.key(id) {
             self.streams.close_soon(key);
         }
     }
@@ -468,6 +489,7 @@ impl Worker {
         self.commit();
         self.flush();
         self.close_connections();
+        self.end_closed_sessions();
         self.commit();
         // The addresses of those.
         self.relayed.close_released();
@@ -492,6 +514,7 @@ impl Worker {
         self.ticked = self.now.mono;
         self.end_idle_connections();
         self.end_slow_openings();
+        self.end_idle_sessions();
         self.resume_accepting();
         self.relayed.tick(self.now.mono);
         if let Some(journal) = &mut self.journal
@@ -510,6 +533,8 @@ impl Worker {
         snapshot.journal_errors = self.journal.as_ref().map_or(0, Journal::errors);
         snapshot.connections = self.streams.open() as u64;
         snapshot.refused_connections = self.refusals.snapshot();
+        snapshot.dtls_sessions = self.dtls.open() as u64;
+        snapshot.dtls_handshakes = self.dtls.half_open() as u64;
         *self.shown.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 }

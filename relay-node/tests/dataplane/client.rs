@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, Listen, RelayIp, StreamConfig};
+use openssl::ssl::{ErrorCode, SslStream};
+use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, DtlsLimits, Listen, RelayIp, StreamConfig};
 use relay_node::journal;
 use turn_core::client::{Client, ClientConfig, Event, Failure};
 use turn_core::wire::stream::{Frame, frame};
 use turn_core::wire::{ChannelNumber, Method};
 use turn_core::{Key, KeyRing, Policy, Record, Settings, StaticUser, Transport};
+
+use crate::dtls::{self, Datagrams};
 
 /// Beyond any scheduling on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,6 +67,7 @@ pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig 
         stream_send_cap: 262_144,
         max_connections: 100,
         streams: StreamConfig::default(),
+        dtls_limits: DtlsLimits::default(),
     }
 }
 
@@ -103,6 +107,7 @@ impl<T: Read + Write> Duplex for T {}
 enum Wire {
     Udp(UdpSocket),
     Stream { stream: Box<dyn Duplex>, local: SocketAddr, unread: Vec<u8> },
+    Dtls(SslStream<Datagrams>),
 }
 
 /// A client and its socket.
@@ -125,7 +130,16 @@ impl TurnClient {
         let socket = UdpSocket::bind((local, 0))?;
         socket.connect(relay)?;
         socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+        if transport == Transport::Dtls {
+            return Self::by_session(dtls::handshake(socket)?, user);
+        }
         Self::on(Wire::Udp(socket), relay.is_ipv6(), transport, user)
+    }
+
+    /// Over DTLS, by a session that is there already.
+    pub(crate) fn by_session(stream: SslStream<Datagrams>, user: &str) -> Result<Self> {
+        let is_v6 = stream.get_ref().0.peer_addr()?.is_ipv6();
+        Self::on(Wire::Dtls(stream), is_v6, Transport::Dtls, user)
     }
 
     /// Over a stream that is there already, which does not wait long when it is read.
@@ -151,7 +165,8 @@ impl TurnClient {
     pub(crate) fn to(dataplane: &Dataplane, transport: Transport, local: &str, user: &str) -> Result<Self> {
         let v6 = local.contains(':');
         let mut listen = dataplane.listen().iter();
-        let found = listen.find(|listen| listen.transport == transport && listen.bind.is_ipv6() == v6);
+        let listens = if transport == Transport::Dtls { Transport::Udp } else { transport };
+        let found = listen.find(|listen| listen.transport == listens && listen.bind.is_ipv6() == v6);
         Self::new(transport, local, found.context("a listener")?.bind, user)
     }
 
@@ -159,6 +174,7 @@ impl TurnClient {
         Ok(match &self.wire {
             Wire::Udp(socket) => socket.local_addr()?,
             Wire::Stream { local, .. } => *local,
+            Wire::Dtls(stream) => stream.get_ref().0.local_addr()?,
         })
     }
 
@@ -189,6 +205,7 @@ impl TurnClient {
     fn transmit(&mut self, packet: &[u8]) -> Result<()> {
         match &mut self.wire {
             Wire::Udp(socket) => drop(socket.send(packet)?),
+            Wire::Dtls(stream) => drop(stream.ssl_write(packet)?),
             Wire::Stream { stream, .. } => {
                 packet
                     .chunks(self.piece)
@@ -203,6 +220,14 @@ impl TurnClient {
         self.transmit(bytes)
     }
 
+    /// Says close_notify.
+    pub(crate) fn close(&mut self) -> Result<()> {
+        if let Wire::Dtls(stream) = &mut self.wire {
+            stream.shutdown()?;
+        }
+        Ok(())
+    }
+
     /// One datagram or frame, if there is one soon. The end of a stream is an error.
     fn read(&mut self) -> Result<Option<Vec<u8>>> {
         let mut buffer = vec![0; 65_536];
@@ -214,6 +239,14 @@ impl TurnClient {
                     Ok(Some(buffer))
                 }
                 Err(error) if quiet(&error) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Wire::Dtls(stream) => match stream.ssl_read(&mut buffer) {
+                Ok(length) => {
+                    buffer.truncate(length);
+                    Ok(Some(buffer))
+                }
+                Err(error) if error.code() == ErrorCode::WANT_READ => Ok(None),
                 Err(error) => Err(error.into()),
             },
             Wire::Stream { stream, unread, .. } => {

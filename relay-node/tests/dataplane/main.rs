@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod door;
+mod dtls;
 mod restart;
 mod streams;
 mod tls;

@@ -21,6 +21,12 @@ impl Transport {
     pub fn is_stream(self) -> bool {
         matches!(self, Self::Tcp | Self::Tls)
     }
+
+    /// Whether client and relay share a state that ends with the process, and the allocation with it: a connection, or
+    /// a DTLS session, whose client has to begin anew.
+    pub fn has_session(self) -> bool {
+        self != Self::Udp
+    }
 }
 
 /// Protocol between the relay and the peers of an allocation, as REQUESTED-TRANSPORT numbers it (RFC 8656 §18.8).
@@ -76,7 +82,7 @@ pub struct FiveTuple {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ListenerId(pub u16);
 
-/// A stream connection, unique in the life of the process.
+/// A stream connection or a DTLS session, unique in the life of the process.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ConnectionId(pub u64);
 
@@ -97,7 +103,7 @@ pub struct MemberId(pub u16);
 pub enum Path {
     /// From this datagram socket, from the five-tuple's server address.
     Listener(ListenerId),
-    /// On this connection.
+    /// On this connection, or by this session.
     Connection(ConnectionId),
     /// Through the member at which the client's packets arrive.
     Ingress(MemberId),

@@ -76,7 +76,12 @@ fn mistakes_name_the_key_and_the_way_out() {
         ("relay_ip6 = \"fd00::1\"", &MACHINE, "public_ip6: the relay address fd00::1 is private; set public_ip6"),
         ("public_ip6 = \"2a00:1450::1\"", &MACHINE, "relay_ip6: no address found to serve 2a00:1450::1 from"),
         ("listen = []", &MACHINE, "listen: is empty"),
-        ("listen = [\"0.0.0.0:3478\"]", &MACHINE, "listen: \"0.0.0.0:3478\" must start with udp://, tcp:// or tls://"),
+        (
+            "listen = [\"0.0.0.0:3478\"]",
+            &MACHINE,
+            "listen: \"0.0.0.0:3478\" must start with udp://, tcp://, tls:// or dtls://",
+        ),
+        ("listen = [\"dtls://0.0.0.0:5349\"]", &MACHINE, "certificates: missing, and listen names dtls://0.0.0.0:5349"),
         ("listen = [\"udp://host:3478\"]", &MACHINE, "listen: \"udp://host:3478\" must end in IP:PORT"),
         ("listen = [\"udp://0.0.0.0:0\"]", &MACHINE, "listen: \"udp://0.0.0.0:0\" needs a port"),
         (

@@ -14,7 +14,7 @@ use turn_core::{Key, KeyRing, StaticUser, Transport};
 
 use super::*;
 use crate::dataplane::worker::Command;
-use crate::dataplane::{Dataplane, RelayIp, listen};
+use crate::dataplane::{Dataplane, DtlsLimits, RelayIp, listen};
 use crate::journal::Journal;
 use crate::sys::epoll::Readiness;
 
@@ -36,6 +36,7 @@ fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
         stream_send_cap: 10_000,
         max_connections: 10,
         streams: crate::dataplane::StreamConfig::default(),
+        dtls_limits: DtlsLimits::default(),
     }
 }
 

@@ -175,7 +175,7 @@ impl Server {
         }
         let reason = if record.expires_at <= now.wall {
             Some(EndReason::Expired)
-        } else if record.five_tuple.transport.is_stream() != matches!(path, Path::Connection(_))
+        } else if record.five_tuple.transport.has_session() != matches!(path, Path::Connection(_))
             || record.peer_transport == PeerTransport::Tcp
         {
             Some(EndReason::Closed)

@@ -100,7 +100,7 @@ pub enum Input<'a> {
         /// IP header fields.
         ip: IpMeta,
     },
-    /// A stream ended: its allocation ends with it (RFC 8656 §5).
+    /// A stream or a DTLS session ended: its allocation ends with it (RFC 8656 §5).
     Closed(ConnectionId),
     /// An ICMP error came for what this relayed address sent to the peer (RFC 8656 §11.5).
     Icmp {
@@ -126,7 +126,7 @@ pub enum Input<'a> {
     },
     /// From journal or store, newest (epoch, sequence) already chosen; its addresses are bound.
     ///
-    /// It is served at once, without a new [`Output::Record`]. A record that has expired, or whose stream or five-tuple
+    /// It is served at once, without a new [`Output::Record`]. A record that has expired, or whose stream, session or five-tuple
     /// is gone, ends: [`Change::End`] and [`Output::Release`] follow. One no newer than what is held changes nothing.
     Restore {
         /// What to bring back.

@@ -7,12 +7,14 @@
 //! | [`message`] | the STUN message: a borrowed one-pass reader and an in-place writer |
 //! | [`attribute`] | one type per attribute, by RFC name and number |
 //! | [`channel_data`] | the ChannelData message |
+//! | [`client_hello`] | the first fragment of a DTLS ClientHello |
 //! | [`error_code`] | ERROR-CODE and the codes of RFC 8489 and RFC 8656 |
 //! | [`integrity`] | MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT |
 //! | [`stream`] | where a frame ends on TCP and TLS |
 
 pub mod attribute;
 pub mod channel_data;
+pub mod client_hello;
 pub mod error_code;
 pub mod integrity;
 pub mod message;
