@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{allocations, ca, completions, context, discover, events, nodes, probe, status, version};
+use crate::commands::{allocations, ca, completions, conform, context, discover, events, nodes, probe, status, version};
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{Format, Output, say};
@@ -26,6 +26,7 @@ Examples:
   turnctl status                      is the cluster well, and what to do if not
   turnctl nodes -w                    relays and their load, as they change
   turnctl probe                       carry packets through the nearest relays
+  turnctl conform turn:example.org    does a server keep to the RFCs
   turnctl allocations list -o json    every live allocation, for programs
 
 Connection options are read from TURNCTL_CONTEXT, TURNCTL_CONTROLLER,
@@ -59,6 +60,8 @@ enum Command {
     Credentials(discover::CredentialsArgs),
     Events(events::EventsArgs),
     Probe(probe::ProbeArgs),
+    Conform(Box<conform::ConformArgs>),
+    Abuse(Box<conform::AbuseArgs>),
     #[command(subcommand)]
     Context(context::ContextCommand),
     #[command(subcommand)]
@@ -84,6 +87,7 @@ impl Command {
             _ if self.is_endless() => None,
             Self::Status(args) if args.wait => Some(Duration::from_secs(300)),
             Self::Probe(_) => Some(Duration::from_secs(120)),
+            Self::Conform(_) | Self::Abuse(_) => Some(Duration::from_secs(3600)),
             _ => Some(Duration::from_secs(30)),
         }
     }
@@ -100,6 +104,8 @@ impl Command {
             Self::Credentials(args) => discover::credentials(args, connection, output).await,
             Self::Events(args) => events::run(args, connection, output).await,
             Self::Probe(args) => probe::run(args, connection, output).await,
+            Self::Conform(args) => conform::run(args, output).await,
+            Self::Abuse(args) => conform::run_abuse(args, output).await,
             Self::Context(command) => context::run(command, connection, output),
             Self::Ca(command) => ca::run(command, output),
             Self::Completions(args) => completions::run(args, output),

@@ -5,8 +5,10 @@
 
 pub mod pki;
 
+mod abuse;
 mod cli;
 mod commands;
+mod conform;
 mod connection;
 mod contexts;
 mod failure;

@@ -20,11 +20,12 @@ pub(crate) enum Format {
     Wide,
     Json,
     Yaml,
+    Markdown,
 }
 
 impl Format {
     pub(crate) fn is_table(self) -> bool {
-        matches!(self, Self::Table | Self::Wide)
+        matches!(self, Self::Table | Self::Wide | Self::Markdown)
     }
 }
 
@@ -62,6 +63,8 @@ impl<T: AsRef<str>> From<T> for Cell {
 pub(crate) enum Block {
     /// Columns under headings, or without when there are none.
     Table { head: Vec<&'static str>, rows: Vec<Vec<Cell>> },
+    /// The same under headings that the data give.
+    Named { head: Vec<String>, rows: Vec<Vec<Cell>> },
     /// A name and a value a line.
     Fields(Vec<(&'static str, Cell)>),
     /// Lines as they are.
@@ -112,7 +115,7 @@ impl Output {
         let text = match self.format {
             Format::Json => one_line(view)?,
             Format::Yaml => format!("---\n{}", render(view, self.format, false, 0)?),
-            Format::Table | Format::Wide => {
+            Format::Table | Format::Wide | Format::Markdown => {
                 let text = match view.empty() {
                     Some(nothing) => format!("{nothing}\n"),
                     None => render(view, self.format, self.color, units::now_ms())?,
@@ -128,7 +131,7 @@ impl Output {
         match self.format {
             Format::Json => self.write(&one_line(view)?),
             Format::Yaml => self.write(&format!("---\n{}", render(view, self.format, false, 0)?)),
-            Format::Table | Format::Wide => self.write(&render(view, self.format, self.color, units::now_ms())?),
+            Format::Table | Format::Wide | Format::Markdown => self.write(&render(view, self.format, self.color, units::now_ms())?),
         }
     }
 
@@ -179,6 +182,26 @@ pub(crate) fn render(view: &impl View, format: Format, color: bool, now_ms: u64)
             let blocks: Vec<_> = blocks.into_iter().map(|block| block_text(block, color)).collect();
             Ok(blocks.join("\n"))
         }
+        Format::Markdown => {
+            let blocks: Vec<_> = view.blocks(false, now_ms).into_iter().map(markdown).collect();
+            Ok(blocks.join("\n"))
+        }
+    }
+}
+
+/// A block as Markdown, for documents.
+fn markdown(block: Block) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let row = |cells: Vec<Cell>| line(cells.into_iter().map(|cell| cell.text.replace('|', "\\|")).collect());
+    let rows = |head: Vec<String>, rows: Vec<Vec<Cell>>| {
+        let rule = line(vec!["---".into(); head.len()]);
+        [line(head), rule].into_iter().chain(rows.into_iter().map(row)).collect()
+    };
+    match block {
+        Block::Table { head, rows: cells } => rows(head.into_iter().map(str::to_lowercase).collect(), cells),
+        Block::Named { head, rows: cells } => rows(head.into_iter().map(|name| name.to_lowercase()).collect(), cells),
+        Block::Fields(fields) => fields.into_iter().map(|(name, value)| format!("- {name}: {}\n", value.text)).collect(),
+        Block::Lines(lines) => lines.into_iter().map(|line| format!("{}\n", line.text)).collect(),
     }
 }
 
@@ -197,6 +220,10 @@ fn block_text(block: Block, color: bool) -> String {
             if !head.is_empty() {
                 table.set_header(head.into_iter().map(|name| cell(Cell::toned(name, Tone::Heading))));
             }
+            table.add_rows(rows.into_iter().map(|row| row.into_iter().map(cell).collect::<Vec<_>>()));
+        }
+        Block::Named { head, rows } => {
+            table.set_header(head.into_iter().map(|name| cell(Cell::toned(name, Tone::Heading))));
             table.add_rows(rows.into_iter().map(|row| row.into_iter().map(cell).collect::<Vec<_>>()));
         }
         Block::Fields(fields) => {

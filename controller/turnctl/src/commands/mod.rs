@@ -11,6 +11,7 @@ use crate::output::{Output, View};
 pub(crate) mod allocations;
 pub(crate) mod ca;
 pub(crate) mod completions;
+pub(crate) mod conform;
 pub(crate) mod context;
 pub(crate) mod discover;
 pub(crate) mod events;

@@ -17,7 +17,7 @@ use peer::{Peer, Seen, Trouble};
 
 pub(crate) use peer::Login;
 pub(crate) use report::{Outcome, ProbeReport, Step};
-pub(crate) use uri::TurnUri;
+pub(crate) use uri::{ServerUri, TurnUri};
 
 /// A step that takes longer has failed: calls are set up in less.
 const STEP_PATIENCE: Duration = Duration::from_secs(5);

@@ -8,6 +8,69 @@ use turn_core::Transport;
 /// The registered port of TURN over UDP and TCP (RFC 8656 §6).
 const TURN_PORT: u16 = 3478;
 
+/// The registered port of TURN over TLS and DTLS (RFC 8656 §6).
+const TURNS_PORT: u16 = 5349;
+
+/// Where a TURN server is and how to talk to it, TLS and DTLS included.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ServerUri {
+    pub(crate) host: String,
+    /// As written.
+    explicit: Option<u16>,
+    pub(crate) transport: Transport,
+}
+
+impl ServerUri {
+    /// The port of its own transport.
+    pub(crate) fn port(&self) -> u16 {
+        self.port_for(self.transport)
+    }
+
+    /// The port as written, else the registered one of a transport.
+    pub(crate) fn port_for(&self, transport: Transport) -> u16 {
+        let secure = matches!(transport, Transport::Tls | Transport::Dtls);
+        self.explicit.unwrap_or(if secure { TURNS_PORT } else { TURN_PORT })
+    }
+}
+
+impl std::str::FromStr for ServerUri {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "write turn:HOST[:PORT][?transport=udp|tcp]".to_owned();
+        let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
+        let secure = match scheme.to_ascii_lowercase().as_str() {
+            "turn" => false,
+            "turns" => true,
+            _ => return Err(wrong()),
+        };
+        let (authority, query) =
+            rest.split_once('?').map_or((rest, None), |(authority, query)| (authority, Some(query)));
+        // RFC 7065 §3.2: turns without a transport is TLS over TCP.
+        let transport = match (secure, query) {
+            (false, None | Some("transport=udp")) => Transport::Udp,
+            (false, Some("transport=tcp")) => Transport::Tcp,
+            (true, None | Some("transport=tcp")) => Transport::Tls,
+            (true, Some("transport=udp")) => Transport::Dtls,
+            (_, Some(_)) => return Err(wrong()),
+        };
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(bracketed) => {
+                let (host, port) = bracketed.split_once(']').ok_or_else(wrong)?;
+                host.parse::<Ipv6Addr>().map_err(|_| wrong())?;
+                let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or_else(wrong)?) };
+                (host, port)
+            }
+            None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+        };
+        let explicit = port.map(|port| port.parse().map_err(|_| wrong())).transpose()?;
+        if host.is_empty() || host.contains(['/', '@', ' ']) || explicit == Some(0) {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.to_owned(), explicit, transport })
+    }
+}
+
 /// Where a TURN server is and how to talk to it. Only plain UDP and TCP: the probe speaks no TLS.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct TurnUri {
@@ -20,34 +83,11 @@ impl std::str::FromStr for TurnUri {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "write turn:HOST[:PORT][?transport=udp|tcp]".to_owned();
-        let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "turn" => {}
-            "turns" => return Err("turns: is not probed, only turn: over UDP and TCP".into()),
-            _ => return Err(wrong()),
+        let uri: ServerUri = text.parse()?;
+        if matches!(uri.transport, Transport::Tls | Transport::Dtls) {
+            return Err("turns: is not probed, only turn: over UDP and TCP".into());
         }
-        let (authority, query) =
-            rest.split_once('?').map_or((rest, None), |(authority, query)| (authority, Some(query)));
-        let transport = match query {
-            None | Some("transport=udp") => Transport::Udp,
-            Some("transport=tcp") => Transport::Tcp,
-            Some(_) => return Err(wrong()),
-        };
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(bracketed) => {
-                let (host, port) = bracketed.split_once(']').ok_or_else(wrong)?;
-                host.parse::<Ipv6Addr>().map_err(|_| wrong())?;
-                let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or_else(wrong)?) };
-                (host, port)
-            }
-            None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
-        };
-        let port = port.map_or(Ok(TURN_PORT), |port| port.parse().map_err(|_| wrong()))?;
-        if host.is_empty() || host.contains(['/', '@', ' ']) || port == 0 {
-            return Err(wrong());
-        }
-        Ok(Self { host: host.to_owned(), port, transport })
+        Ok(Self { port: uri.port(), host: uri.host, transport: uri.transport })
     }
 }
 
