@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{allocations, ca, completions, conform, context, discover, events, nodes, probe, status, version};
+use crate::commands::{
+    allocations, ca, completions, conform, context, discover, events, nodes, probe, status, version,
+};
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{Format, Output, say};

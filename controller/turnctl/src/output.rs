@@ -131,7 +131,9 @@ impl Output {
         match self.format {
             Format::Json => self.write(&one_line(view)?),
             Format::Yaml => self.write(&format!("---\n{}", render(view, self.format, false, 0)?)),
-            Format::Table | Format::Wide | Format::Markdown => self.write(&render(view, self.format, self.color, units::now_ms())?),
+            Format::Table | Format::Wide | Format::Markdown => {
+                self.write(&render(view, self.format, self.color, units::now_ms())?)
+            }
         }
     }
 
@@ -200,7 +202,9 @@ fn markdown(block: Block) -> String {
     match block {
         Block::Table { head, rows: cells } => rows(head.into_iter().map(str::to_lowercase).collect(), cells),
         Block::Named { head, rows: cells } => rows(head.into_iter().map(|name| name.to_lowercase()).collect(), cells),
-        Block::Fields(fields) => fields.into_iter().map(|(name, value)| format!("- {name}: {}\n", value.text)).collect(),
+        Block::Fields(fields) => {
+            fields.into_iter().map(|(name, value)| format!("- {name}: {}\n", value.text)).collect()
+        }
         Block::Lines(lines) => lines.into_iter().map(|line| format!("{}\n", line.text)).collect(),
     }
 }

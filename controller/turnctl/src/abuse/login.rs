@@ -66,7 +66,9 @@ fn look_alike(lab: &Lab<'_>) -> Step {
         let reply = client.signed(lab.allocate())?;
         forms.push((reply.code(), reply.bytes().len(), reply.types().collect::<Vec<_>>()));
     }
-    expect(forms[0] == forms[1], || format!("{} of {} bytes, {} of {} bytes", forms[0].0, forms[0].1, forms[1].0, forms[1].1))
+    expect(forms[0] == forms[1], || {
+        format!("{} of {} bytes, {} of {} bytes", forms[0].0, forms[0].1, forms[1].0, forms[1].1)
+    })
 }
 
 fn empty_key(lab: &Lab<'_>) -> Step {
@@ -91,9 +93,8 @@ fn mac(lab: &Lab<'_>, mac: &[u8]) -> Step {
 
 fn long_mac(lab: &Lab<'_>) -> Step {
     let mut client = lab.client()?;
-    let signed = client.credentials.sign(lab.allocate()).into_bytes();
+    let mut bytes = client.credentials.sign(lab.allocate()).into_bytes();
     // The attribute's length 24 instead of 20, four bytes behind it.
-    let mut bytes = signed.clone();
     let at = bytes.len() - 24;
     bytes[at + 3] = 24;
     bytes.extend([0; 4]);

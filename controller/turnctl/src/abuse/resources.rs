@@ -17,7 +17,8 @@ const SECTION: &str = "abuse E";
 
 pub(super) const CHECKS: &[Check] = &[
     must("resources-churn", SECTION, "100 allocations made and deleted on one 5-tuple", churn).alone(),
-    must("resources-quota", "abuse E, RFC 8656 §7.2", "one allocation more than the user's quota is 486", quota).alone(),
+    must("resources-quota", "abuse E, RFC 8656 §7.2", "one allocation more than the user's quota is 486", quota)
+        .alone(),
     must("resources-quota-freed", SECTION, "a deleted allocation frees its place in the quota", quota_freed).alone(),
     must("resources-quota-retransmitted", SECTION, "a retransmitted Allocate does not count twice", quota_again)
         .on(On::Datagrams)
@@ -25,8 +26,13 @@ pub(super) const CHECKS: &[Check] = &[
     must("resources-ports", "abuse E, RFC 8656 §7.2", "without a free port Allocate is 508", ports).alone(),
     must("resources-ports-freed", SECTION, "a deleted allocation frees its port at once", ports_freed).alone(),
     must("resources-even-port", SECTION, "EVEN-PORT leaves no port behind", even_port).alone(),
-    must("resources-reservations", SECTION, "reservations are bounded and end in an error, not in silence", reservations)
-        .alone(),
+    must(
+        "resources-reservations",
+        SECTION,
+        "reservations are bounded and end in an error, not in silence",
+        reservations,
+    )
+    .alone(),
     must("resources-permissions", "abuse E, RFC 8656 §10.2", "one permission more than the limit is 508", permissions)
         .alone(),
     must("resources-channels", "abuse E, RFC 8656 §12.2", "one channel more than the limit is 508", channels).alone(),
@@ -223,7 +229,8 @@ fn permissions(lab: &Lab<'_>) -> Step {
 
 fn channels(lab: &Lab<'_>) -> Step {
     beyond(lab, lab.target.bounds.channels, "--max-channels", |number| {
-        Craft::request(CHANNEL_BIND).channel(0x4000 + number as u16).peer(somebody(number / 16))
+        let peer = std::net::SocketAddr::new(somebody(0).ip(), 1024 + number as u16);
+        Craft::request(CHANNEL_BIND).channel(0x4000 + number as u16).peer(peer)
     })
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct ConformArgs {
     #[command(flatten)]
     server: ServerArgs,
     /// Show saved runs (-o json) beside each other instead: what differs, or with -o wide everything
-    #[arg(long, value_name = "FILE", num_args = 2.., conflicts_with = "uris", value_delimiter = ',')]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "uris", value_delimiter = ',')]
     compare: Vec<PathBuf>,
 }
 
@@ -99,7 +99,7 @@ struct ServerArgs {
     /// Address the checks' clients send from [default: the route's]
     #[arg(long, value_name = "IP")]
     from: Option<IpAddr>,
-    /// Address of this machine where the checks' peers listen [default: the one the server is reached from]
+    /// Address of this machine where the checks' peers listen [default: the one the server is reached from; on loopback one beside it]
     #[arg(long, value_name = "IP")]
     peer_ip: Option<IpAddr>,
     /// A second address for peers [default: on loopback the next one]
@@ -257,7 +257,10 @@ fn target(args: &ServerArgs) -> Result<Target> {
     let wanted: Vec<(String, u16, Transport)> = if args.transport.is_empty() {
         args.uris.iter().map(|uri| (uri.host.clone(), uri.port(), uri.transport)).collect()
     } else {
-        args.transport.iter().map(|via| (first.host.clone(), first.port_for(via.transport()), via.transport())).collect()
+        args.transport
+            .iter()
+            .map(|via| (first.host.clone(), first.port_for(via.transport()), via.transport()))
+            .collect()
     };
     let mut servers = Vec::new();
     for (host, port, transport) in wanted {
@@ -269,14 +272,15 @@ fn target(args: &ServerArgs) -> Result<Target> {
         servers.push((transport, found));
     }
     let server = servers[0].1;
-    let from = args.from.unwrap_or(if server.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    });
+    let from =
+        args.from.unwrap_or(if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() });
     let peer_ip = match args.peer_ip {
         Some(ip) => ip,
-        None => route(from, server)?,
+        // A relay on loopback is not its clients' peer; the addresses beside it are.
+        None => match beside(server.ip(), 0x0200) {
+            Some(ip) => ip,
+            None => route(from, server)?,
+        },
     };
     Ok(Target {
         host: args.server_name.clone().unwrap_or_else(|| first.host.clone()),
@@ -285,7 +289,7 @@ fn target(args: &ServerArgs) -> Result<Target> {
         realm: args.realm.clone(),
         from,
         peer_ip,
-        other_peer_ip: args.other_peer_ip.or_else(|| beside(peer_ip)),
+        other_peer_ip: args.other_peer_ip.or_else(|| beside(peer_ip, 0x0100)),
         trust: Trust { insecure: args.insecure, ca: args.ca.clone() },
         bounds: Bounds {
             user_quota: args.user_quota,
@@ -309,10 +313,10 @@ fn route(from: IpAddr, server: SocketAddr) -> Result<IpAddr> {
     local().map_err(|error| Failure::new(Exit::Unreachable, format!("no way to {server}: {error}")))
 }
 
-/// The next address of loopback: the whole network is this machine's.
-fn beside(ip: IpAddr) -> Option<IpAddr> {
+/// Another address of loopback: the whole network is this machine's.
+fn beside(ip: IpAddr, distance: u32) -> Option<IpAddr> {
     match ip {
-        IpAddr::V4(ip) if ip.is_loopback() => Some(Ipv4Addr::from_bits(ip.to_bits() ^ 0x0000_0100).into()),
+        IpAddr::V4(ip) if ip.is_loopback() => Some(Ipv4Addr::from_bits(ip.to_bits() ^ distance).into()),
         _ => None,
     }
 }

@@ -22,7 +22,12 @@ pub(super) const CHECKS: &[Check] = &[
         signed(&client, &reply)
     }),
     must("sha256-again", "RFC 8489 §9.2.4", "what was allocated with SHA-256 is refreshed with it", again),
-    must("md5-chosen", "RFC 8489 §9.2.4", "MD5 chosen out of the list is answered with MESSAGE-INTEGRITY-SHA256", chosen),
+    must(
+        "md5-chosen",
+        "RFC 8489 §9.2.4",
+        "MD5 chosen out of the list is answered with MESSAGE-INTEGRITY-SHA256",
+        chosen,
+    ),
     must("md5-silent", "RFC 8489 §9.2.4", "without any algorithm MD5 is taken", |lab| {
         let mut client = offered(lab)?;
         let reply = client.allocate(lab.allocate())?;
@@ -41,7 +46,12 @@ pub(super) const CHECKS: &[Check] = &[
         refused(lab, |client| Some((client.algorithms.clone()?, vec![0, 9, 0, 0])))
     }),
     must("nonce-bid-down", "RFC 8489 §9.2.1", "a nonce whose feature bits were cleared is not valid", bits_cleared),
-    must("sha256-truncated", "RFC 8489 §14.6", "a MESSAGE-INTEGRITY-SHA256 of 12 bytes does not authenticate", truncated),
+    must(
+        "sha256-truncated",
+        "RFC 8489 §14.6",
+        "a MESSAGE-INTEGRITY-SHA256 of 12 bytes does not authenticate",
+        truncated,
+    ),
     must("sha256-unoffered", "RFC 8489 §9.2.4", "SHA-256 that was not offered does not authenticate", unoffered),
     must("userhash", "RFC 8489 §9.2.4", "USERHASH in the place of USERNAME authenticates", |lab| {
         expect_code(&hashed(lab, |_| {})?, 0)
@@ -93,8 +103,11 @@ fn on_438(lab: &Lab<'_>) -> Step {
     expect(reply.has(A::PASSWORD_ALGORITHMS), || "it does not".into())
 }
 
+/// What a request holds as PASSWORD-ALGORITHMS and PASSWORD-ALGORITHM.
+type Choose = fn(&Client) -> Option<(Vec<u8>, Vec<u8>)>;
+
 /// An Allocate request with a list and an algorithm, either of which may be empty and is left out then.
-fn with(lab: &Lab<'_>, choose: fn(&Client) -> Option<(Vec<u8>, Vec<u8>)>) -> Step<(Client, Reply)> {
+fn with(lab: &Lab<'_>, choose: Choose) -> Step<(Client, Reply)> {
     let mut client = offered(lab)?;
     let (list, algorithm) = choose(&client).unwrap_or_default();
     let request = sha256(&client, lab.allocate(), &list, &algorithm);
@@ -141,7 +154,7 @@ fn chosen(lab: &Lab<'_>) -> Step {
     expect(reply.signed_by_sha256(&client.credentials.key()), || "it is not".into())
 }
 
-fn refused(lab: &Lab<'_>, choose: fn(&Client) -> Option<(Vec<u8>, Vec<u8>)>) -> Step {
+fn refused(lab: &Lab<'_>, choose: Choose) -> Step {
     expect_code(&with(lab, choose)?.1, 400)
 }
 

@@ -18,7 +18,12 @@ pub(crate) const IPV4: [u8; 4] = [1, 0, 0, 0];
 pub(crate) const IPV6: [u8; 4] = [2, 0, 0, 0];
 
 pub(super) const CHECKS: &[Check] = &[
-    must("allocate-answer", "RFC 8656 §7.2", "success holds XOR-RELAYED-ADDRESS, LIFETIME and XOR-MAPPED-ADDRESS", answer),
+    must(
+        "allocate-answer",
+        "RFC 8656 §7.2",
+        "success holds XOR-RELAYED-ADDRESS, LIFETIME and XOR-MAPPED-ADDRESS",
+        answer,
+    ),
     must("allocate-mapped", "RFC 8656 §7.2", "XOR-MAPPED-ADDRESS of an Allocate is that of Binding", mapped),
     must("allocate-ipv4", "RFC 8656 §7.2", "without REQUESTED-ADDRESS-FAMILY the relayed address is IPv4", ipv4),
     should("allocate-port-range", "RFC 8656 §7.2", "relayed ports are of 49152-65535", port_range),

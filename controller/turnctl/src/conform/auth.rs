@@ -26,9 +26,7 @@ pub(super) const CHECKS: &[Check] = &[
     must("nonce-length", "RFC 8489 §14.10", "NONCE has at most 127 characters", nonce_length),
     must("nonce-cookie", "RFC 8656 §5", "NONCE starts with obMatJos2 and four characters of base64", nonce_cookie),
     must("nonce-own", "RFC 8489 §9.2.4", "two clients never get the same nonce", nonce_own),
-    must("missing-username", "RFC 8489 §9.2.4", "integrity without USERNAME is 400", |lab| {
-        missing(lab, A::USERNAME)
-    }),
+    must("missing-username", "RFC 8489 §9.2.4", "integrity without USERNAME is 400", |lab| missing(lab, A::USERNAME)),
     must("missing-realm", "RFC 8489 §9.2.4", "integrity without REALM is 400", |lab| missing(lab, A::REALM)),
     must("missing-nonce", "RFC 8489 §9.2.4", "integrity without NONCE is 400", |lab| missing(lab, A::NONCE)),
     should("missing-bare", "RFC 8489 §9.2.4", "such a 400 holds no NONCE and no REALM", missing_bare),
@@ -73,13 +71,18 @@ pub(super) const CHECKS: &[Check] = &[
         let peer = lab.peer()?;
         lab.client()?.expect(437, Craft::request(CHANNEL_BIND).channel(0x4000).peer(peer.address)).map(drop)
     }),
-    must("signed-unknown", "RFC 8489 §6.3.1", "a signed request with an unknown attribute is 420 with its list", |lab| {
-        let mut client = lab.client()?;
-        let reply = client.signed(lab.allocate().attr(UNKNOWN, b"?"))?;
-        expect_code(&reply, 420)?;
-        let types = unknown_types(&reply);
-        expect(types == [UNKNOWN.0], || format!("UNKNOWN-ATTRIBUTES lists {types:#06x?}"))
-    }),
+    must(
+        "signed-unknown",
+        "RFC 8489 §6.3.1",
+        "a signed request with an unknown attribute is 420 with its list",
+        |lab| {
+            let mut client = lab.client()?;
+            let reply = client.signed(lab.allocate().attr(UNKNOWN, b"?"))?;
+            expect_code(&reply, 420)?;
+            let types = unknown_types(&reply);
+            expect(types == [UNKNOWN.0], || format!("UNKNOWN-ATTRIBUTES lists {types:#06x?}"))
+        },
+    ),
 ];
 
 fn unsigned(lab: &Lab<'_>, method: u16) -> Step {

@@ -69,7 +69,12 @@ pub(super) const CHECKS: &[Check] = &[
     must("channel-padded", "RFC 8656 §12.5", "padding of a datagram's ChannelData is not relayed", padded)
         .on(On::Datagrams),
     must("channel-empty", "RFC 8656 §12.6", "ChannelData of length 0 sends an empty packet", empty),
-    must("channel-empty-in", "RFC 8656 §12.7", "an empty packet of the peer comes as ChannelData of length 0", empty_in),
+    must(
+        "channel-empty-in",
+        "RFC 8656 §12.7",
+        "an empty packet of the peer comes as ChannelData of length 0",
+        empty_in,
+    ),
     must("channel-sizes", "RFC 8656 §12.5", "every length of data from 1 to 9 bytes and 1200 is kept", sizes),
     must("channel-and-send", "RFC 8656 §12.5", "Send works beside a channel to the same peer", and_send),
     must("channel-other-port", "RFC 8656 §12.7", "another port of the peer's IP comes in Data indications", other_port),
@@ -121,7 +126,7 @@ fn two(lab: &Lab<'_>) -> Step {
     client.bind(0x4000, &first)?;
     client.bind(0x4001, &second)?;
     let relayed = client.relayed()?;
-    for (number, peer) in [(0x4000, &first), (0x4001, &second), (0x4000, &first)] {
+    for (number, peer) in [(0x4000_u16, &first), (0x4001, &second), (0x4000, &first)] {
         let data = number.to_be_bytes();
         client.send_on(number, &data)?;
         peer.must_get(&data, relayed, lab.target.patience)?;

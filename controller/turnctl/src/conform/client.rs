@@ -71,8 +71,6 @@ pub(crate) struct Client {
     pub(crate) credentials: Credentials,
     /// PASSWORD-ALGORITHMS of the challenge.
     pub(crate) algorithms: Option<Vec<u8>>,
-    /// The challenge: the first 401.
-    pub(crate) challenge: Option<Reply>,
     relayed: Option<SocketAddr>,
     /// What came while an answer was waited for.
     inbox: VecDeque<Vec<u8>>,
@@ -88,7 +86,6 @@ impl Client {
             wire,
             credentials: Credentials { username, password, realm: Vec::new(), nonce: Vec::new() },
             algorithms: None,
-            challenge: None,
             relayed: None,
             inbox: VecDeque::new(),
             realm: target.realm.clone(),
@@ -99,13 +96,16 @@ impl Client {
 
     /// Learns realm and nonce from the answer to an unsigned Allocate.
     pub(crate) fn greet(&mut self) -> Step {
-        let reply = self.ask(&Craft::request(ALLOCATE).attr(A::REQUESTED_TRANSPORT, &UDP))?;
+        self.greet_with(&Craft::request(ALLOCATE).attr(A::REQUESTED_TRANSPORT, &UDP))
+    }
+
+    /// Learns realm and nonce from the answer to this unsigned request.
+    pub(crate) fn greet_with(&mut self, request: &Craft) -> Step {
+        let reply = self.ask(request)?;
         if reply.code() != 401 {
-            return fail(format!("an unsigned Allocate was answered with {reply} instead of 401"));
+            return fail(format!("an unsigned request was answered with {reply} instead of 401"));
         }
-        self.learn(&reply)?;
-        self.challenge = Some(reply);
-        Ok(())
+        self.learn(&reply)
     }
 
     fn learn(&mut self, reply: &Reply) -> Step {
@@ -282,7 +282,11 @@ impl Client {
         let packet = self.next()?;
         let wanted = channel_data(number, data, false);
         if !packet.starts_with(&wanted) {
-            return fail(format!("{} arrived instead of {} bytes on channel {number:#06x}", shown(&packet), data.len()));
+            return fail(format!(
+                "{} arrived instead of {} bytes on channel {number:#06x}",
+                shown(&packet),
+                data.len()
+            ));
         }
         if packet.len() > wanted.len().next_multiple_of(4) {
             return fail(format!("ChannelData with {} bytes behind its data", packet.len() - wanted.len()));
@@ -296,6 +300,18 @@ impl Client {
             return if self.is_stream() { Ok(Silence::Closed) } else { Err(error.into()) };
         }
         self.quiet()
+    }
+
+    /// Sends bytes that deserve no answer and fails if anything comes. A server may close the connection or wait for more
+    /// of it.
+    pub(crate) fn unanswered(&mut self, bytes: &[u8]) -> Step {
+        if self.wire.send(bytes).is_err() {
+            return Ok(());
+        }
+        match self.wire.receive(Instant::now() + self.settle) {
+            Got::Packet(packet) => fail(format!("{} came where silence was due", shown(&packet))),
+            Got::Nothing | Got::Closed => Ok(()),
+        }
     }
 
     /// Fails if anything comes before the server has answered a Binding request, and a moment after.

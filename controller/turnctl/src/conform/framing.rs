@@ -38,7 +38,8 @@ fn joined(lab: &Lab<'_>) -> Step {
     let (mut client, peer) = (lab.allocation()?, lab.peer()?);
     client.bind(0x4000, &peer)?;
     let binding = Craft::request(BINDING);
-    let all = [&channel_data(0x4000, b"abc", true)[..], binding.bytes(), &channel_data(0x4000, b"defgh", true)].concat();
+    let all =
+        [&channel_data(0x4000, b"abc", true)[..], binding.bytes(), &channel_data(0x4000, b"defgh", true)].concat();
     client.send(&all)?;
     let deadline = std::time::Instant::now() + lab.target.patience;
     expect(client.answer_to(&binding.id(), deadline)?.is_some(), || "the Binding request was lost".into())?;

@@ -153,11 +153,7 @@ impl<'a> Lab<'a> {
     /// An Allocate request for a relayed address that the peers here can be reached from.
     pub(crate) fn allocate(&self) -> Craft {
         let request = Craft::request(ALLOCATE).attr(A::REQUESTED_TRANSPORT, &UDP);
-        if self.target.peer_ip.is_ipv4() {
-            request
-        } else {
-            request.attr(A::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0])
-        }
+        if self.target.peer_ip.is_ipv4() { request } else { request.attr(A::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]) }
     }
 
     /// A peer of our own.
@@ -271,9 +267,5 @@ impl Peer {
             None => Ok(()),
             Some((got, source)) => fail(format!("the peer got {} bytes from {source}", got.len())),
         }
-    }
-
-    pub(crate) fn socket(&self) -> &UdpSocket {
-        &self.socket
     }
 }

@@ -16,9 +16,12 @@ pub(super) const CHECKS: &[Check] = &[
         drop(mobile(lab)?);
         lab.client()?.expect(400, lab.allocate().attr(A::MOBILITY_TICKET, b"what is this")).map(drop)
     }),
-    must("mobility-move", "RFC 8016 §3.2.2", "Refresh with the ticket from a new address succeeds with a new ticket", |lab| {
-        moved(lab).map(drop)
-    }),
+    must(
+        "mobility-move",
+        "RFC 8016 §3.2.2",
+        "Refresh with the ticket from a new address succeeds with a new ticket",
+        |lab| moved(lab).map(drop),
+    ),
     must("mobility-data", "RFC 8016 §3.2.2", "after the move data passes on the new 5-tuple", data),
     must("mobility-forged", "RFC 8016 §3.2.2", "a forged ticket is 400", |lab| {
         let (_first, mut ticket) = mobile(lab)?;

@@ -12,8 +12,8 @@
 //! | `report` | what came of it all, and comparing two runs |
 //! | the others | the checks, by section |
 
-pub(crate) mod allocate;
 mod algorithms;
+pub(crate) mod allocate;
 mod auth;
 mod channel;
 pub(crate) mod check;

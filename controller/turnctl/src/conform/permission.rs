@@ -40,9 +40,12 @@ pub(super) const CHECKS: &[Check] = &[
     must("send-malformed", "RFC 8656 §11.2", "Send with a peer address that cannot be read is dropped", |lab| {
         dropped(lab, |_| Craft::indication(SEND).attr(A::XOR_PEER_ADDRESS, &[0, 1, 2]).attr(A::DATA, b"x"))
     }),
-    must("send-unknown", "RFC 8489 §6.3.2", "Send with an unknown comprehension-required attribute is dropped", |lab| {
-        dropped(lab, |peer| Craft::indication(SEND).attr(A(0x7F1A), b"?").peer(peer).attr(A::DATA, b"x"))
-    }),
+    must(
+        "send-unknown",
+        "RFC 8489 §6.3.2",
+        "Send with an unknown comprehension-required attribute is dropped",
+        |lab| dropped(lab, |peer| Craft::indication(SEND).attr(A(0x7F1A), b"?").peer(peer).attr(A::DATA, b"x")),
+    ),
     must("send-request", "RFC 8656 §11.2", "Send as a request is no indication: nothing is relayed", |lab| {
         dropped_loudly(lab, |peer| Craft::request(SEND).peer(peer).attr(A::DATA, b"x"))
     }),

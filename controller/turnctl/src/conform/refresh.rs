@@ -9,7 +9,9 @@ use super::craft::{Craft, REFRESH};
 use super::lab::Lab;
 
 pub(super) const CHECKS: &[Check] = &[
-    must("refresh", "RFC 8656 §8.2", "Refresh succeeds and says the LIFETIME", |lab| granted(lab, None, 600, u32::MAX)),
+    must("refresh", "RFC 8656 §8.2", "Refresh succeeds and says the LIFETIME", |lab| {
+        granted(lab, None, 600, u32::MAX)
+    }),
     must("refresh-short", "RFC 8656 §8.2", "a LIFETIME below the default gives the default", |lab| {
         granted(lab, Some(5), 600, 3600)
     }),

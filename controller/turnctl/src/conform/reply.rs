@@ -134,7 +134,8 @@ impl Reply {
 
     /// Whether MESSAGE-INTEGRITY-SHA256 is there, of full length and right.
     pub(crate) fn signed_by_sha256(&self, key: &[u8]) -> bool {
-        self.signature(AttributeType::MESSAGE_INTEGRITY_SHA256).is_some_and(|(text, mac)| hmac_sha256(key, &text) == mac)
+        self.signature(AttributeType::MESSAGE_INTEGRITY_SHA256)
+            .is_some_and(|(text, mac)| hmac_sha256(key, &text) == mac)
     }
 
     /// What an integrity attribute covers, with the length RFC 8489 §14.5 wants, and its value.

@@ -137,7 +137,8 @@ impl View for Report {
     fn blocks(&self, wide: bool, _now_ms: u64) -> Vec<Block> {
         let mut head = vec!["CHECK", "LEVEL", "SECTION"];
         let columns = [("udp", "UDP"), ("tcp", "TCP"), ("tls", "TLS"), ("dtls", "DTLS")];
-        let columns: Vec<_> = columns.into_iter().filter(|(name, _)| self.transports.iter().any(|t| t == name)).collect();
+        let columns: Vec<_> =
+            columns.into_iter().filter(|(name, _)| self.transports.iter().any(|t| t == name)).collect();
         head.extend(columns.iter().map(|(_, title)| *title));
         if wide {
             head.push("REQUIREMENT");

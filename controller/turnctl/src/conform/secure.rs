@@ -69,12 +69,8 @@ pub(crate) fn client_hello() -> Vec<u8> {
     // No session, no cookie, two cipher suites, no compression.
     body.extend([0, 0, 0, 4, 0xC0, 0x2F, 0xC0, 0x2B, 1, 0]);
     // Extensions: groups, point formats, signature algorithms.
-    let extensions = [
-        &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..],
-        &[0, 11, 0, 2, 1, 0],
-        &[0, 13, 0, 8, 0, 6, 4, 3, 8, 4, 4, 1],
-    ]
-    .concat();
+    let extensions =
+        [&[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..], &[0, 11, 0, 2, 1, 0], &[0, 13, 0, 8, 0, 6, 4, 3, 8, 4, 4, 1]].concat();
     body.extend((extensions.len() as u16).to_be_bytes());
     body.extend(extensions);
     let len = (body.len() as u32).to_be_bytes();
@@ -92,10 +88,7 @@ fn cookie(lab: &Lab<'_>) -> Step {
     socket.send(&client_hello())?;
     socket.set_read_timeout(Some(lab.target.patience))?;
     let mut bytes = [0; 2000];
-    let len = match socket.recv(&mut bytes) {
-        Ok(len) => len,
-        Err(_) => return fail("no answer to a ClientHello"),
-    };
+    let Ok(len) = socket.recv(&mut bytes) else { return fail("no answer to a ClientHello") };
     // Record type handshake, message type HelloVerifyRequest.
     expect(len > 13 && bytes[0] == 22 && bytes[13] == 3, || {
         format!("an answer of {len} bytes, handshake message {}", bytes[13])

@@ -9,9 +9,7 @@ use turn_core::wire::AttributeType as A;
 use super::allocate::EVEN;
 use super::check::{Check, On, Step, expect, fail, must, not_applicable, not_offered};
 use super::client::{Client, expect_code};
-use super::craft::{
-    ALLOCATE, CONNECT, CONNECTION_ATTEMPT, CONNECTION_BIND, CREATE_PERMISSION, Craft, INDICATION, TCP,
-};
+use super::craft::{ALLOCATE, CONNECT, CONNECTION_ATTEMPT, CONNECTION_BIND, CREATE_PERMISSION, Craft, INDICATION, TCP};
 use super::lab::Lab;
 use super::reply::Reply;
 use super::wire::connect;
@@ -23,10 +21,8 @@ pub(super) const CHECKS: &[Check] = &[
         allocation(lab).map(drop)
     })
     .on(On::Streams),
-    must("tcp-dont-fragment", "RFC 6062 §5.1", "with DONT-FRAGMENT it is 400", |lab| {
-        with(lab, A::DONT_FRAGMENT, &[])
-    })
-    .on(On::Streams),
+    must("tcp-dont-fragment", "RFC 6062 §5.1", "with DONT-FRAGMENT it is 400", |lab| with(lab, A::DONT_FRAGMENT, &[]))
+        .on(On::Streams),
     must("tcp-even-port", "RFC 6062 §5.1", "with EVEN-PORT it is 400", |lab| with(lab, A::EVEN_PORT, &EVEN))
         .on(On::Streams),
     must("tcp-reservation", "RFC 6062 §5.1", "with RESERVATION-TOKEN it is 400", |lab| {
@@ -56,13 +52,15 @@ pub(super) const CHECKS: &[Check] = &[
     must("connection-early", "RFC 6062 §5.4", "what the peer sent before ConnectionBind is not lost", early)
         .on(On::Streams),
     must("connection-bind-unknown", "RFC 6062 §5.4", "an id that nobody gave out is 400", |lab| {
-        drop(allocation(lab)?);
-        lab.client()?.expect(400, Craft::request(CONNECTION_BIND).word(A::CONNECTION_ID, 0x7BAD_1DEA)).map(drop)
+        let control = allocation(lab)?;
+        data_connection(lab, &control, &[0; 4])?
+            .expect(400, Craft::request(CONNECTION_BIND).word(A::CONNECTION_ID, 0x7BAD_1DEA))
+            .map(drop)
     })
     .on(On::Streams),
     must("connection-bind-without", "RFC 6062 §5.4", "ConnectionBind without CONNECTION-ID is 400", |lab| {
-        drop(allocation(lab)?);
-        lab.client()?.expect(400, Craft::request(CONNECTION_BIND)).map(drop)
+        let control = allocation(lab)?;
+        data_connection(lab, &control, &[0; 4])?.expect(400, Craft::request(CONNECTION_BIND)).map(drop)
     })
     .on(On::Streams),
     must("connection-bind-datagrams", "RFC 6062 §5.4", "ConnectionBind over UDP is 400", bind_over_datagrams)
@@ -70,8 +68,13 @@ pub(super) const CHECKS: &[Check] = &[
     must("connection-bind-once", "RFC 6062 §5.4", "an id that was bound is 400", once).on(On::Streams),
     must("connection-close", "RFC 6062 §5.5", "when the peer closes, the client data connection closes", peer_closes)
         .on(On::Streams),
-    must("connection-close-client", "RFC 6062 §5.5", "when the client closes, the peer connection closes", client_closes)
-        .on(On::Streams),
+    must(
+        "connection-close-client",
+        "RFC 6062 §5.5",
+        "when the client closes, the peer connection closes",
+        client_closes,
+    )
+    .on(On::Streams),
     must("connection-end", "RFC 6062 §5.5", "the end of the allocation closes its data connections", ends)
         .on(On::Streams),
     must("connection-attempt", "RFC 6062 §5.3", "a permitted peer's connection is told in ConnectionAttempt", attempt)
@@ -91,8 +94,7 @@ pub(crate) fn allocation(lab: &Lab<'_>) -> Step<Client> {
         return not_applicable("only over TCP and TLS");
     }
     let mut client = lab.client()?;
-    let question = request(lab);
-    let reply = client.ask(&client.credentials.sign(question.clone()))?;
+    let reply = client.signed(request(lab))?;
     match reply.code() {
         442 => not_offered("declined with 442"),
         403 => not_offered("forbidden with 403"),
@@ -148,12 +150,17 @@ fn accept(listener: &TcpListener, patience: Duration) -> Step<TcpStream> {
     fail("no connection reached the peer")
 }
 
+/// A connection that nothing but ConnectionBind was said on, of the same user.
+fn data_connection(lab: &Lab<'_>, control: &Client, id: &[u8]) -> Step<Client> {
+    let mut data = lab.stranger()?;
+    data.credentials = control.credentials.clone();
+    data.greet_with(&Craft::request(CONNECTION_BIND).attr(A::CONNECTION_ID, id))?;
+    Ok(data)
+}
+
 /// A data connection bound to an id.
 fn bound(lab: &Lab<'_>, control: &Client, id: &[u8]) -> Step<Client> {
-    let mut data = lab.client_of(super::lab::Login {
-        username: control.credentials.username.clone(),
-        password: control.credentials.password.clone(),
-    })?;
+    let mut data = data_connection(lab, control, id)?;
     data.expect(0, Craft::request(CONNECTION_BIND).attr(A::CONNECTION_ID, id))?;
     Ok(data)
 }
@@ -205,7 +212,8 @@ fn pipe(lab: &Lab<'_>) -> Step {
     let (control, id, mut peer) = connected(lab)?;
     let mut data = bound(lab, &control, &id)?;
     // Bytes that look like STUN and like ChannelData are neither here.
-    let there = [Craft::request(1).into_bytes(), vec![0x40, 0, 0, 1, 9], (0..=255).cycle().take(40_000).collect()].concat();
+    let there =
+        [Craft::request(1).into_bytes(), vec![0x40, 0, 0, 1, 9], (0..=255).cycle().take(40_000).collect()].concat();
     data.send(&there)?;
     let mut got = vec![0; there.len()];
     peer.read_exact(&mut got)?;
@@ -237,10 +245,7 @@ fn bind_over_datagrams(lab: &Lab<'_>) -> Step {
 fn once(lab: &Lab<'_>) -> Step {
     let (control, id, _peer) = connected(lab)?;
     let _data = bound(lab, &control, &id)?;
-    let mut other = lab.client_of(super::lab::Login {
-        username: control.credentials.username.clone(),
-        password: control.credentials.password.clone(),
-    })?;
+    let mut other = data_connection(lab, &control, &id)?;
     other.expect(400, Craft::request(CONNECTION_BIND).attr(A::CONNECTION_ID, &id)).map(drop)
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{ErrorCode, HandshakeError, Ssl, SslContext, SslFiletype, SslMethod, SslOptions, SslStream};
+use openssl::ssl::{ErrorCode, HandshakeError, Ssl, SslContext, SslMethod, SslOptions, SslStream};
 use openssl::ssl::{SslVerifyMode, SslVersion};
 use turn_core::Transport;
 use turn_core::wire::stream::{Frame, frame};
@@ -155,14 +155,6 @@ impl Wire {
         }
     }
 
-    /// Closes the sending half of a TCP connection.
-    pub(crate) fn finish(&mut self) -> io::Result<()> {
-        match &mut self.link {
-            Link::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
-            _ => Ok(()),
-        }
-    }
-
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self.link, Link::Tcp(_) | Link::Tls(_))
     }
@@ -177,12 +169,12 @@ impl Wire {
             // A timeout of less than the clock's grain would be none at all.
             let left = Some(left.max(Duration::from_millis(1)));
             let got = match &mut self.link {
-                Link::Udp(socket) => socket.set_read_timeout(left).and_then(|()| socket.recv_from(&mut bytes)).map(
-                    |(len, source)| {
+                Link::Udp(socket) => {
+                    socket.set_read_timeout(left).and_then(|()| socket.recv_from(&mut bytes)).map(|(len, source)| {
                         self.source = source;
                         len
-                    },
-                ),
+                    })
+                }
                 Link::Tcp(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(&mut bytes)),
                 Link::Tls(stream) => {
                     let _ = stream.get_ref().set_read_timeout(left);
@@ -215,6 +207,7 @@ enum Read1 {
 }
 
 /// A connected UDP socket as the stream OpenSSL wants: one datagram a call.
+#[derive(Debug)]
 struct Datagrams(UdpSocket);
 
 impl Read for Datagrams {
@@ -285,7 +278,7 @@ fn ssl(method: SslMethod, name: &str, trust: &Trust, handshake: Handshake) -> io
     make().map_err(io::Error::other)
 }
 
-fn shake<S: Read + Write + Timeouts>(ssl: Ssl, stream: S) -> io::Result<SslStream<S>> {
+fn shake<S: Read + Write + Timeouts + std::fmt::Debug>(ssl: Ssl, stream: S) -> io::Result<SslStream<S>> {
     stream.read_timeout(Duration::from_millis(100))?;
     let deadline = Instant::now() + CONNECT;
     let mut outcome = ssl.connect(stream);
