@@ -1,4 +1,4 @@
-//! Any history: see `tests/support/driver.rs`.
+//! Any history: see `tests/support/duel.rs`.
 #![no_main]
 
 #[path = "../../tests/support/mod.rs"]
@@ -6,4 +6,4 @@ mod support;
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| support::driver::drive(bytes));
+fuzz_target!(|bytes: &[u8]| support::duel::duel(bytes));

@@ -85,17 +85,17 @@ impl Server {
         }
         let proposed = message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
         let port = port_request(message)?;
-        let family = match requested {
-            None | Some(RequestedAddressFamily(1)) => Family::V4,
-            Some(RequestedAddressFamily(2)) => Family::V6,
-            Some(RequestedAddressFamily(_)) => return Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED),
-        };
         // A port held under a token is of the family it was reserved in, and nothing else may be asked for.
         if matches!(port, PortRequest::Reserved(_)) && (requested.is_some() || additional.is_some())
             || port == PortRequest::EvenAndNext && additional.is_some()
         {
             return Err(ErrorCode::BAD_REQUEST);
         }
+        let family = match requested {
+            None | Some(RequestedAddressFamily(1)) => Family::V4,
+            Some(RequestedAddressFamily(2)) => Family::V6,
+            Some(RequestedAddressFamily(_)) => return Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED),
+        };
         if self.settings.draining {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }

@@ -82,7 +82,7 @@ fn dont_fragment_is_served_or_unknown() {
 fn a_reservation_token_excludes_other_wishes() {
     // RFC 8656 §7.2, item 5: with EVEN-PORT, REQUESTED-ADDRESS-FAMILY or ADDITIONAL-ADDRESS-FAMILY it is 400, valid
     // or not.
-    for other in [even_port(false), even_port(true), family(1), family(2), additional(2)] {
+    for other in [even_port(false), even_port(true), family(1), family(2), family(77), additional(2)] {
         let mut rig = Rig::new();
         let answer = rig.allocate(&[even_port(true)]).answer();
         let reserved: [u8; 8] = answer.find(RESERVATION_TOKEN).expect("a token").try_into().expect("8 bytes");

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 pub mod driver;
+pub mod duel;
+pub mod model;
 pub mod rig;
 pub mod stun;
 

@@ -44,6 +44,11 @@ pub struct Desk {
 }
 
 impl Desk {
+    /// With at most so many allocations for each name.
+    pub fn with_quota(quota: usize) -> Self {
+        Self { quota: Some(quota), ..Self::default() }
+    }
+
     /// The relay's address of a family.
     pub fn ip(family: Family) -> std::net::IpAddr {
         match family {

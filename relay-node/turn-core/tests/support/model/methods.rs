@@ -1,0 +1,328 @@
+//! The methods of RFC 8656, one after the other.
+
+use std::net::{IpAddr, SocketAddr};
+
+use turn_core::wire::attribute::ReservationToken;
+use turn_core::{BindError, Family, FiveTuple, Path, PortRequest};
+
+use super::super::stun::{
+    self, ADDITIONAL_ADDRESS_FAMILY, ADDRESS_ERROR_CODE, CHANNEL_NUMBER, DATA, EVEN_PORT, LIFETIME,
+    REQUESTED_ADDRESS_FAMILY, REQUESTED_TRANSPORT, RESERVATION_TOKEN, Read, XOR_MAPPED_ADDRESS, XOR_PEER_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+};
+use super::{Allocation, CHANNEL_LIFETIME, DEFAULT_LIFETIME, Expect, Model, PERMISSION_LIFETIME, S, mapped};
+
+/// The attributes of a success, or the code of an error.
+type Done = Result<Vec<(u16, Option<Vec<u8>>)>, u16>;
+
+/// A 4-byte attribute: absent, or its bytes; malformed is 400.
+fn word(message: &Read, kind: u16) -> Result<Option<[u8; 4]>, u16> {
+    match message.find(kind) {
+        None => Ok(None),
+        Some(value) => value.try_into().map(Some).map_err(|_| 400),
+    }
+}
+
+fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 2,
+    }
+}
+
+fn same_family(left: IpAddr, right: IpAddr) -> bool {
+    left.is_ipv4() == right.is_ipv4()
+}
+
+impl Model {
+    /// RFC 8656 §7.2.
+    fn desired(&self, asked: Option<[u8; 4]>) -> u32 {
+        let asked = asked.map_or(DEFAULT_LIFETIME, u32::from_be_bytes);
+        let computed = asked.min(self.max_lifetime);
+        // A maximum below the default is the operator's word.
+        if computed > DEFAULT_LIFETIME { computed } else { DEFAULT_LIFETIME.min(self.max_lifetime) }
+    }
+
+    /// RFC 8656 §7.2, item by item.
+    pub(super) fn allocate(&mut self, from: FiveTuple, path: Path, message: &Read, name: &[u8]) -> Done {
+        // 2, and the note about retransmissions.
+        let now = self.now;
+        if let Some(allocation) = self.by_five_tuple(&from) {
+            if allocation.transaction == Some(message.transaction) && allocation.username == name {
+                return Ok(allocation.clone().described(from, message, now));
+            }
+            return Err(437);
+        }
+        // §21.4.
+        if let IpAddr::V6(ip) = from.client.ip()
+            && (ip.segments()[..2] == [0x2001, 0] || ip.segments()[0] == 0x2002)
+        {
+            return Err(403);
+        }
+        // 3.
+        match message.find(REQUESTED_TRANSPORT) {
+            Some([17, _, _, _]) => {}
+            Some([_, _, _, _]) => return Err(442),
+            _ => return Err(400),
+        }
+        // 5, 6, 8, 9: what excludes each other, and what is malformed.
+        let requested = word(message, REQUESTED_ADDRESS_FAMILY)?;
+        let additional = word(message, ADDITIONAL_ADDRESS_FAMILY)?;
+        let lifetime = word(message, LIFETIME)?;
+        let token = match message.find(RESERVATION_TOKEN) {
+            None => None,
+            Some(value) => Some(<[u8; 8]>::try_from(value).map_err(|_| 400_u16)?),
+        };
+        let even = match message.find(EVEN_PORT) {
+            None => None,
+            Some([bits]) => Some(bits & 0x80 != 0),
+            Some(_) => return Err(400),
+        };
+        if token.is_some() && (even.is_some() || requested.is_some() || additional.is_some()) {
+            return Err(400);
+        }
+        if requested.is_some() && additional.is_some() || even == Some(true) && additional.is_some() {
+            return Err(400);
+        }
+        if additional.is_some_and(|value| value[0] != 2) {
+            return Err(400);
+        }
+        // 7.
+        let family = match requested {
+            None | Some([1, ..]) => Family::V4,
+            Some([2, ..]) => Family::V6,
+            Some(_) => return Err(440),
+        };
+        if self.draining {
+            return Err(508);
+        }
+        let port = match (token, even) {
+            (Some(token), _) => PortRequest::Reserved(ReservationToken(token)),
+            (None, Some(true)) => PortRequest::EvenAndNext,
+            (None, Some(false)) => PortRequest::Even,
+            (None, None) => PortRequest::Any,
+        };
+        let binding = self.bindings.pop_front().expect("a port must be bound");
+        assert_eq!((binding.family, binding.port), (family, port));
+        assert_eq!(binding.quota_key, quota_name(name), "the quota is the user's");
+        let bound = match binding.result {
+            Ok(bound) => bound,
+            Err(BindError::FamilyUnsupported) => return Err(440),
+            Err(BindError::QuotaReached) => return Err(486),
+            Err(BindError::NoPort) => return Err(508),
+        };
+        let allocation = Allocation {
+            five_tuple: from,
+            path,
+            relayed: bound.relayed.advertised,
+            username: name.to_vec(),
+            transaction: Some(message.transaction),
+            token: bound.reservation.map(|token| token.0),
+            family_error: additional.map(|_| (number(Family::V6), 440)),
+            expires: self.now + u64::from(self.desired(lifetime)) * S,
+            granted: self.now + u64::from(self.desired(lifetime)) * S,
+            permissions: Vec::new(),
+            channels: Vec::new(),
+        };
+        assert!(!self.is_relayed(allocation.relayed), "relayed addresses are unique (RFC 8656 §6)");
+        let described = allocation.described(from, message, self.now);
+        self.allocations.push(allocation);
+        Ok(described)
+    }
+
+    /// The allocation a request is about: §5.
+    fn held(&mut self, from: &FiveTuple, path: Path, name: &[u8]) -> Result<&mut Allocation, u16> {
+        let allocation = self.by_five_tuple(from).ok_or(437_u16)?;
+        if allocation.username != name {
+            return Err(441);
+        }
+        // Answers and data leave where the client was last heard.
+        allocation.path = path;
+        Ok(allocation)
+    }
+
+    /// RFC 8656 §8.2.
+    pub(super) fn refresh(&mut self, from: FiveTuple, path: Path, message: &Read, name: &[u8]) -> Done {
+        let relayed = self.held(&from, path, name)?.relayed;
+        if let Some(family) = word(message, REQUESTED_ADDRESS_FAMILY)?
+            && family[0] != number(Family::of(relayed.ip()))
+        {
+            return Err(443);
+        }
+        let asked = word(message, LIFETIME)?;
+        if asked == Some([0; 4]) {
+            self.allocations.retain(|allocation| allocation.five_tuple != from);
+            return Ok(vec![(LIFETIME, Some(vec![0; 4]))]);
+        }
+        let granted = self.desired(asked);
+        let expires = self.now + u64::from(granted) * S;
+        let allocation = self.held(&from, path, name)?;
+        (allocation.expires, allocation.granted) = (expires, expires);
+        Ok(vec![(LIFETIME, Some(granted.to_be_bytes().to_vec()))])
+    }
+
+    /// RFC 8656 §10.2.
+    pub(super) fn create_permission(&mut self, from: FiveTuple, path: Path, message: &Read, name: &[u8]) -> Done {
+        let (end, most, policy) = (self.now + PERMISSION_LIFETIME, self.max_permissions, self.policy.clone());
+        let allocation = self.held(&from, path, name)?;
+        let mut ips: Vec<IpAddr> = Vec::new();
+        for value in message.all(XOR_PEER_ADDRESS) {
+            ips.push(stun_address(value, message).ok_or(400_u16)?.ip());
+        }
+        if ips.is_empty() {
+            return Err(400);
+        }
+        if ips.iter().any(|ip| !same_family(*ip, allocation.relayed.ip())) {
+            return Err(443);
+        }
+        if ips.iter().any(|ip| policy.check_ip(*ip).is_err()) {
+            return Err(403);
+        }
+        let mut permissions = allocation.permissions.clone();
+        for ip in ips {
+            permissions.retain(|(known, _)| *known != ip);
+            permissions.push((ip, end));
+        }
+        if permissions.len() > most {
+            return Err(508);
+        }
+        allocation.permissions = permissions;
+        Ok(Vec::new())
+    }
+
+    /// RFC 8656 §12.2.
+    pub(super) fn channel_bind(&mut self, from: FiveTuple, path: Path, message: &Read, name: &[u8]) -> Done {
+        let (now, most, most_permissions) = (self.now, self.max_channels, self.max_permissions);
+        self.held(&from, path, name)?;
+        let (Some(number), Some(peer)) = (message.find(CHANNEL_NUMBER), message.find(XOR_PEER_ADDRESS)) else {
+            return Err(400);
+        };
+        let &[high, low, _, _] = number else { return Err(400) };
+        let number = u16::from_be_bytes([high, low]);
+        let peer = stun_address(peer, message).ok_or(400_u16)?;
+        if !(0x4000..=0x4FFF).contains(&number) {
+            return Err(400);
+        }
+        let taken = self.policy.check_ip(peer.ip()).is_err() || peer.port() == 0 || !self.somebody_at(peer);
+        let allocation = self.held(&from, path, name)?;
+        // abuse.md A: an IPv4-mapped address is the same peer as its IPv4 address.
+        let canonical = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if allocation.channels.iter().any(|(known, at, _)| (*known == number) != (*at == canonical)) {
+            return Err(400);
+        }
+        if !same_family(peer.ip(), allocation.relayed.ip()) {
+            return Err(443);
+        }
+        if taken {
+            return Err(403);
+        }
+        let mut channels = allocation.channels.clone();
+        channels.retain(|(known, _, _)| *known != number);
+        channels.push((number, peer, now + CHANNEL_LIFETIME));
+        let mut permissions = allocation.permissions.clone();
+        permissions.retain(|(ip, _)| *ip != peer.ip());
+        permissions.push((peer.ip(), now + PERMISSION_LIFETIME));
+        if channels.len() > most || permissions.len() > most_permissions {
+            return Err(508);
+        }
+        allocation.channels = channels;
+        allocation.permissions = permissions;
+        Ok(Vec::new())
+    }
+
+    /// RFC 8656 §11.2.
+    pub(super) fn send(&mut self, from: &FiveTuple, message: &Read) -> Expect {
+        if !self.unknown(message).is_empty() {
+            return Expect::Silence;
+        }
+        let (Some(peer), Some(data)) = (message.find(XOR_PEER_ADDRESS), message.find(DATA)) else {
+            return Expect::Silence;
+        };
+        let (Some(peer), data) = (stun_address(peer, message), data.to_vec()) else { return Expect::Silence };
+        let allowed = self.policy.check_ip(peer.ip()).is_ok() && peer.port() != 0;
+        let Some(allocation) = self.by_five_tuple(from) else { return Expect::Silence };
+        if !allowed || !allocation.permissions.iter().any(|(ip, _)| *ip == peer.ip()) {
+            return Expect::Silence;
+        }
+        let via = allocation.relayed;
+        self.to_peer(via, peer, data)
+    }
+
+    /// RFC 8656 §12.6.
+    pub(super) fn channel_data(&mut self, from: &FiveTuple, packet: &[u8]) -> Expect {
+        if packet.len() < 4 {
+            return Expect::Silence;
+        }
+        let number = u16::from_be_bytes([packet[0], packet[1]]);
+        let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+        let Some(data) = packet[4..].get(..length) else { return Expect::Silence };
+        let Some(allocation) = self.by_five_tuple(from) else { return Expect::Silence };
+        let Some((_, peer, _)) = allocation.channels.iter().find(|(known, _, _)| *known == number) else {
+            return Expect::Silence;
+        };
+        let (via, peer) = (allocation.relayed, *peer);
+        self.to_peer(via, peer, data.to_vec())
+    }
+
+    fn to_peer(&self, via: SocketAddr, to: SocketAddr, data: Vec<u8>) -> Expect {
+        // What no UDP datagram carries (RFC 768).
+        let most = if to.is_ipv4() { 65_507 } else { 65_527 };
+        if data.len() > most || !self.somebody_at(to) {
+            Expect::Silence
+        } else if self.is_relayed(to) {
+            Expect::Here { via, to, data }
+        } else {
+            Expect::Peer { via, to, data }
+        }
+    }
+
+    /// RFC 8656 §11.3 and §12.7.
+    pub fn from_peer(&self, at: SocketAddr, from: SocketAddr, data: &[u8]) -> Expect {
+        let Some(allocation) = self.allocations.iter().find(|allocation| allocation.relayed == at) else {
+            return Expect::Silence;
+        };
+        if !allocation.permissions.iter().any(|(ip, _)| *ip == from.ip()) {
+            return Expect::Silence;
+        }
+        let (to, path, data) = (allocation.five_tuple, allocation.path, data.to_vec());
+        match allocation.channels.iter().find(|(_, peer, _)| *peer == from) {
+            Some((number, _, _)) => Expect::Channel { to, path, number: *number, data },
+            None => Expect::Data { to, path, peer: from, data },
+        }
+    }
+}
+
+impl Allocation {
+    /// The success answer of an Allocate (RFC 8656 §7.2).
+    fn described(&self, from: FiveTuple, message: &Read, now: u64) -> Vec<(u16, Option<Vec<u8>>)> {
+        let left = (self.expires - now).div_ceil(S) as u32;
+        let mut attributes = vec![
+            (XOR_RELAYED_ADDRESS, Some(stun::xor_address(self.relayed, message.transaction))),
+            (XOR_MAPPED_ADDRESS, Some(mapped(from, message))),
+            (LIFETIME, Some(left.to_be_bytes().to_vec())),
+        ];
+        if let Some(token) = self.token {
+            attributes.push((RESERVATION_TOKEN, Some(token.to_vec())));
+        }
+        if self.family_error.is_some() {
+            attributes.push((ADDRESS_ERROR_CODE, None));
+        }
+        attributes
+    }
+}
+
+/// An address that may be malformed.
+fn stun_address(value: &[u8], message: &Read) -> Option<SocketAddr> {
+    if value.len() < 4 {
+        return None;
+    }
+    stun::read_xor_address(value, message.transaction)
+}
+
+/// Whose quota an allocation counts for: the user behind the time of a TURN REST name.
+fn quota_name(name: &[u8]) -> Vec<u8> {
+    match name.iter().position(|byte| *byte == b':') {
+        Some(colon) if colon > 0 && name[..colon].iter().all(u8::is_ascii_digit) => name[colon + 1..].to_vec(),
+        _ => name.to_vec(),
+    }
+}
