@@ -25,7 +25,7 @@ fn what_follows_message_integrity_is_ignored() {
     // FINGERPRINT: known, unknown, required or not.
     let mut rig = Rig::new();
     for tail in [additional(2), additional(1), raw(0x7FFF, &[1]), raw(0x0019, &[6, 0, 0, 0]), lifetime(3600)] {
-        let packet = with_tail(&mut rig, ALLOCATE, &[transport(17)], &[tail.clone()]);
+        let packet = with_tail(&mut rig, ALLOCATE, &[transport(17)], std::slice::from_ref(&tail));
         let answer = rig.hand_in(&packet).answer();
         assert_eq!((answer.code(), answer.lifetime()), (0, Some(600)), "{tail:?}");
         assert!(!answer.has(0x8001), "{tail:?}");

@@ -120,8 +120,8 @@ fn an_unknown_optional_attribute_is_ignored() {
     for kind in [0x8005, 0x8021, 0x9000, 0xC000, 0xFFFF] {
         let mut rig = Rig::new();
         let item = raw(kind, &[1, 2, 3]);
-        assert_eq!(rig.ask_unsigned(BINDING, &[item.clone()]).code(), 0, "{kind:#x}");
-        assert_eq!(rig.allocate(&[item.clone()]).code(), 0, "{kind:#x}");
+        assert_eq!(rig.ask_unsigned(BINDING, std::slice::from_ref(&item)).code(), 0, "{kind:#x}");
+        assert_eq!(rig.allocate(std::slice::from_ref(&item)).code(), 0, "{kind:#x}");
         assert_eq!(rig.refresh(&[item]).code(), 0, "{kind:#x}");
     }
 }
@@ -139,9 +139,9 @@ fn a_known_attribute_that_is_not_expected_is_ignored() {
     ];
     for item in unexpected {
         let mut rig = Rig::new();
-        assert_eq!(rig.ask_unsigned(BINDING, &[item.clone()]).code(), 0, "{item:?}");
-        assert_eq!(rig.allocate(&[item.clone()]).code(), 0, "{item:?}");
-        assert_eq!(rig.refresh(&[item.clone()]).code(), 0, "{item:?}");
+        assert_eq!(rig.ask_unsigned(BINDING, std::slice::from_ref(&item)).code(), 0, "{item:?}");
+        assert_eq!(rig.allocate(std::slice::from_ref(&item)).code(), 0, "{item:?}");
+        assert_eq!(rig.refresh(std::slice::from_ref(&item)).code(), 0, "{item:?}");
     }
 }
 

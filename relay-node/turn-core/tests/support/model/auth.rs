@@ -31,7 +31,7 @@ const SHA256: [u8; 4] = [0, 2, 0, 0];
 impl Model {
     pub(super) fn authenticate(&mut self, from: &FiveTuple, message: &Read) -> Result<Who, Answer> {
         let has_sha1 = message.has(MESSAGE_INTEGRITY);
-        let has_sha256 = message.has(MESSAGE_INTEGRITY_SHA256) && (has_sha1 || self.offer.is_some());
+        let has_sha256 = message.has(MESSAGE_INTEGRITY_SHA256) && self.offer.is_some();
         if !has_sha1 && !has_sha256 {
             return Err(self.challenge(401, Signature::None, message));
         }
@@ -40,7 +40,9 @@ impl Model {
         let (Some(realm), Some(nonce)) = (message.find(REALM), message.find(NONCE)) else {
             return Err(error(400, Signature::None, message));
         };
-        if username.is_none() && userhash.is_none() {
+
+        // RFC 8489 §14.4: 32 bytes.
+        if userhash.as_ref().is_some_and(|hash| hash.len() != 32) || (username.is_none() && userhash.is_none()) {
             return Err(error(400, Signature::None, message));
         }
         // abuse.md B.
@@ -53,11 +55,12 @@ impl Model {
         // The user: by name, or by the hash of it.
         let name = match (username, userhash) {
             (Some(name), _) => Some(name),
-            (None, Some(hash)) => self
-                .static_users
-                .iter()
-                .map(|user| user.name.clone())
-                .find(|name| stun::userhash(name, &self.realm) == hash),
+            (None, Some(hash)) => {
+                // Those of TURN REST are known by it while they have an allocation here.
+                let held = self.by_five_tuple(from).map(|allocation| allocation.username.clone());
+                let names = self.static_users.iter().map(|user| user.name.clone()).chain(held);
+                names.into_iter().find(|name| stun::userhash(name, &self.realm) == hash)
+            }
             (None, None) => None,
         };
         let Some(name) = name.filter(|_| realm == self.realm) else {
@@ -72,8 +75,11 @@ impl Model {
                 _ => stun::md5_key(&name, &self.realm, password),
             })
             .collect();
+
+        // RFC 8489 §14.6: no truncated value.
+        let whole = message.find(MESSAGE_INTEGRITY_SHA256).is_none_or(|value| value.len() == 32);
         let verifies = |key: &Vec<u8>| {
-            if has_sha256 && self.offer.is_some() { message.signed_sha256_with(key) } else { message.signed_with(key) }
+            if has_sha256 { whole && message.signed_sha256_with(key) } else { message.signed_with(key) }
         };
         let Some(key) = keys.into_iter().find(verifies) else {
             return Err(self.challenge(401, Signature::None, message));
@@ -99,23 +105,15 @@ impl Model {
     /// RFC 8489 §9.2.4, third check: what the request chose; none is MD5 as before RFC 8489.
     fn algorithm(&self, nonce: &[u8], message: &Read) -> Result<Option<[u8; 4]>, ()> {
         let bit = nonce.starts_with(b"obMatJos2")
-            && nonce
-                .get(9..13)
-                .and_then(|features| STANDARD.decode(features).ok())
-                .is_some_and(|bits| bits[0] & 0x80 != 0);
+            && nonce.get(9..13).and_then(|bits| STANDARD.decode(bits).ok()).is_some_and(|bits| bits[0] & 0x80 != 0);
         let chosen = message.find(stun::PASSWORD_ALGORITHM);
         let listed = message.find(stun::PASSWORD_ALGORITHMS);
-        if !bit {
-            return Ok(None);
-        }
-        match (chosen, listed, &self.offer) {
-            (None, None, _) => Ok(None),
-            (Some(chosen), Some(listed), Some(offer)) if listed == offer => match chosen {
-                [0, 1, 0, 0] => Ok(Some(MD5)),
-                [0, 2, 0, 0] => Ok(Some(SHA256)),
-                _ => Err(()),
-            },
-            _ => Err(()),
+        match (bit, chosen, listed, &self.offer) {
+            (_, None, None, _) | (false, _, _, None) | (false, None, Some(_), Some(_)) => Ok(None),
+            (true, Some(chosen), Some(listed), Some(offer)) if listed == offer => known_algorithm(chosen),
+            // No server that offers algorithms gave out such a nonce, so there is nothing to compare with.
+            (false, Some(chosen), _, Some(_)) => known_algorithm(chosen),
+            (true, ..) => Err(()),
         }
     }
 
@@ -142,6 +140,14 @@ impl Model {
                 && now - issued.at <= self.nonce_lifetime
                 && self.nonce_keys.contains(&issued.key)
         })
+    }
+}
+
+fn known_algorithm(chosen: &[u8]) -> Result<Option<[u8; 4]>, ()> {
+    match chosen {
+        [0, 1, 0, 0] => Ok(Some(MD5)),
+        [0, 2, 0, 0] => Ok(Some(SHA256)),
+        _ => Err(()),
     }
 }
 

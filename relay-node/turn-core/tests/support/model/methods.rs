@@ -10,7 +10,7 @@ use super::super::stun::{
     REQUESTED_ADDRESS_FAMILY, REQUESTED_TRANSPORT, RESERVATION_TOKEN, Read, XOR_MAPPED_ADDRESS, XOR_PEER_ADDRESS,
     XOR_RELAYED_ADDRESS,
 };
-use super::{Allocation, CHANNEL_LIFETIME, DEFAULT_LIFETIME, Expect, Model, PERMISSION_LIFETIME, S, mapped};
+use super::{Allocation, CHANNEL_LIFETIME, DEFAULT_LIFETIME, Expect, Model, PERMISSION_LIFETIME, Relayed, S, mapped};
 
 /// The attributes of a success, or the code of an error.
 type Done = Result<Vec<(u16, Option<Vec<u8>>)>, u16>;
@@ -30,8 +30,13 @@ fn number(family: Family) -> u8 {
     }
 }
 
-fn same_family(left: IpAddr, right: IpAddr) -> bool {
-    left.is_ipv4() == right.is_ipv4()
+/// RFC 8656 §7.2, items 7, 8 and 10.
+fn code_of(error: BindError) -> u16 {
+    match error {
+        BindError::FamilyUnsupported => 440,
+        BindError::QuotaReached => 486,
+        BindError::NoPort => 508,
+    }
 }
 
 impl Model {
@@ -102,29 +107,49 @@ impl Model {
             (None, Some(false)) => PortRequest::Even,
             (None, None) => PortRequest::Any,
         };
-        let binding = self.bindings.pop_front().expect("a port must be bound");
-        assert_eq!((binding.family, binding.port), (family, port));
-        assert_eq!(binding.quota_key, quota_name(name), "the quota is the user's");
-        let bound = match binding.result {
-            Ok(bound) => bound,
-            Err(BindError::FamilyUnsupported) => return Err(440),
-            Err(BindError::QuotaReached) => return Err(486),
-            Err(BindError::NoPort) => return Err(508),
+        let mut bind = |family| {
+            let binding = self.bindings.pop_front().expect("a port must be bound");
+            assert_eq!((binding.family, binding.port), (family, port));
+            assert_eq!(binding.quota_key, quota_name(name), "the quota is the user's");
+            binding.result
         };
+        // 7 to 10: one address, or one of each family as far as there are any.
+        let mut family_error = None;
+        let bound = if additional.is_none() {
+            vec![bind(family).map_err(code_of)?]
+        } else {
+            let both = [bind(Family::V4), bind(Family::V6)];
+            if both.iter().all(Result::is_err) {
+                let quota = both.contains(&Err(BindError::QuotaReached));
+                return Err(if quota { 486 } else { 508 });
+            }
+            for (family, result) in [Family::V4, Family::V6].into_iter().zip(both) {
+                if let Err(error) = result {
+                    let code = if error == BindError::FamilyUnsupported { 440 } else { 508 };
+                    family_error = Some((number(family), code));
+                }
+            }
+            both.into_iter().flatten().collect()
+        };
+        let end = self.now + u64::from(self.desired(lifetime)) * S;
+        let relayed: Vec<Relayed> = bound
+            .iter()
+            .map(|bound| Relayed { address: bound.relayed.advertised, expires: end, granted: end })
+            .collect();
         let allocation = Allocation {
             five_tuple: from,
             path,
-            relayed: bound.relayed.advertised,
+            relayed,
             username: name.to_vec(),
             transaction: Some(message.transaction),
-            token: bound.reservation.map(|token| token.0),
-            family_error: additional.map(|_| (number(Family::V6), 440)),
-            expires: self.now + u64::from(self.desired(lifetime)) * S,
-            granted: self.now + u64::from(self.desired(lifetime)) * S,
+            token: bound[0].reservation.map(|token| token.0),
+            family_error,
             permissions: Vec::new(),
             channels: Vec::new(),
         };
-        assert!(!self.is_relayed(allocation.relayed), "relayed addresses are unique (RFC 8656 §6)");
+        for relayed in &allocation.relayed {
+            assert!(!self.is_relayed(relayed.address), "relayed addresses are unique (RFC 8656 §6)");
+        }
         let described = allocation.described(from, message, self.now);
         self.allocations.push(allocation);
         Ok(described)
@@ -143,21 +168,24 @@ impl Model {
 
     /// RFC 8656 §8.2.
     pub(super) fn refresh(&mut self, from: FiveTuple, path: Path, message: &Read, name: &[u8]) -> Done {
-        let relayed = self.held(&from, path, name)?.relayed;
-        if let Some(family) = word(message, REQUESTED_ADDRESS_FAMILY)?
-            && family[0] != number(Family::of(relayed.ip()))
-        {
+        let families: Vec<u8> =
+            self.held(&from, path, name)?.relayed.iter().map(|at| number(Family::of(at.address.ip()))).collect();
+        let family = word(message, REQUESTED_ADDRESS_FAMILY)?.map(|family| family[0]);
+        if family.is_some_and(|family| !families.contains(&family)) {
             return Err(443);
         }
         let asked = word(message, LIFETIME)?;
+        let meant = |at: &Relayed| family.is_none_or(|family| number(Family::of(at.address.ip())) == family);
         if asked == Some([0; 4]) {
-            self.allocations.retain(|allocation| allocation.five_tuple != from);
+            self.held(&from, path, name)?.keep_relayed(|at| !meant(at));
+            self.allocations.retain(|allocation| !allocation.relayed.is_empty());
             return Ok(vec![(LIFETIME, Some(vec![0; 4]))]);
         }
         let granted = self.desired(asked);
-        let expires = self.now + u64::from(granted) * S;
-        let allocation = self.held(&from, path, name)?;
-        (allocation.expires, allocation.granted) = (expires, expires);
+        let end = self.now + u64::from(granted) * S;
+        for at in self.held(&from, path, name)?.relayed.iter_mut().filter(|at| meant(at)) {
+            (at.expires, at.granted) = (end, end);
+        }
         Ok(vec![(LIFETIME, Some(granted.to_be_bytes().to_vec()))])
     }
 
@@ -172,7 +200,7 @@ impl Model {
         if ips.is_empty() {
             return Err(400);
         }
-        if ips.iter().any(|ip| !same_family(*ip, allocation.relayed.ip())) {
+        if ips.iter().any(|ip| allocation.towards(*ip).is_none()) {
             return Err(443);
         }
         if ips.iter().any(|ip| policy.check_ip(*ip).is_err()) {
@@ -210,7 +238,7 @@ impl Model {
         if allocation.channels.iter().any(|(known, at, _)| (*known == number) != (*at == canonical)) {
             return Err(400);
         }
-        if !same_family(peer.ip(), allocation.relayed.ip()) {
+        if allocation.towards(peer.ip()).is_none() {
             return Err(443);
         }
         if taken {
@@ -244,8 +272,11 @@ impl Model {
         if !allowed || !allocation.permissions.iter().any(|(ip, _)| *ip == peer.ip()) {
             return Expect::Silence;
         }
-        let via = allocation.relayed;
-        self.to_peer(via, peer, data)
+        let Some(via) = allocation.towards(peer.ip()) else { return Expect::Silence };
+        // §13: not where IPv6 is on either side, unless the client's side is a stream (§15).
+        let dont_fragment =
+            message.has(stun::DONT_FRAGMENT) && (from.transport.is_stream() || from.client.is_ipv4() && peer.is_ipv4());
+        self.to_peer(via, peer, data, dont_fragment)
     }
 
     /// RFC 8656 §12.6.
@@ -260,11 +291,13 @@ impl Model {
         let Some((_, peer, _)) = allocation.channels.iter().find(|(known, _, _)| *known == number) else {
             return Expect::Silence;
         };
-        let (via, peer) = (allocation.relayed, *peer);
-        self.to_peer(via, peer, data.to_vec())
+        let peer = *peer;
+        let Some(via) = allocation.towards(peer.ip()) else { return Expect::Silence };
+        // §14, alternate behaviour: the incoming DF is taken to be 0.
+        self.to_peer(via, peer, data.to_vec(), false)
     }
 
-    fn to_peer(&self, via: SocketAddr, to: SocketAddr, data: Vec<u8>) -> Expect {
+    fn to_peer(&self, via: SocketAddr, to: SocketAddr, data: Vec<u8>, dont_fragment: bool) -> Expect {
         // What no UDP datagram carries (RFC 768).
         let most = if to.is_ipv4() { 65_507 } else { 65_527 };
         if data.len() > most || !self.somebody_at(to) {
@@ -272,13 +305,13 @@ impl Model {
         } else if self.is_relayed(to) {
             Expect::Here { via, to, data }
         } else {
-            Expect::Peer { via, to, data }
+            Expect::Peer { via, to, data, dont_fragment }
         }
     }
 
     /// RFC 8656 §11.3 and §12.7.
-    pub fn from_peer(&self, at: SocketAddr, from: SocketAddr, data: &[u8]) -> Expect {
-        let Some(allocation) = self.allocations.iter().find(|allocation| allocation.relayed == at) else {
+    pub fn peer_sends(&self, at: SocketAddr, from: SocketAddr, data: &[u8]) -> Expect {
+        let Some(allocation) = self.allocations.iter().find(|allocation| allocation.is_at(at)) else {
             return Expect::Silence;
         };
         if !allocation.permissions.iter().any(|(ip, _)| *ip == from.ip()) {
@@ -290,22 +323,45 @@ impl Model {
             None => Expect::Data { to, path, peer: from, data },
         }
     }
+
+    /// RFC 8656 §11.5.
+    pub fn icmp(&self, at: SocketAddr, peer: SocketAddr, kind: u8, code: u8, mtu: u32) -> Expect {
+        let (kinds, too_big): (&[u8], bool) = match at.is_ipv4() {
+            true => (&[3, 11], kind == 3 && code == 4),
+            false => (&[1, 2, 3], kind == 2),
+        };
+        let allocation = self.allocations.iter().find(|allocation| allocation.is_at(at));
+        let Some(allocation) = allocation.filter(|_| kinds.contains(&kind) && at.is_ipv4() == peer.is_ipv4()) else {
+            return Expect::Silence;
+        };
+        if !allocation.permissions.iter().any(|(ip, _)| *ip == peer.ip()) {
+            return Expect::Silence;
+        }
+        // §18.13: the MTU where type and code have one, else zero.
+        let icmp = (kind, code, if too_big { mtu } else { 0 });
+        Expect::Icmp { to: allocation.five_tuple, path: allocation.path, peer, icmp }
+    }
 }
 
 impl Allocation {
     /// The success answer of an Allocate (RFC 8656 §7.2).
     fn described(&self, from: FiveTuple, message: &Read, now: u64) -> Vec<(u16, Option<Vec<u8>>)> {
-        let left = (self.expires - now).div_ceil(S) as u32;
-        let mut attributes = vec![
-            (XOR_RELAYED_ADDRESS, Some(stun::xor_address(self.relayed, message.transaction))),
-            (XOR_MAPPED_ADDRESS, Some(mapped(from, message))),
-            (LIFETIME, Some(left.to_be_bytes().to_vec())),
-        ];
+        let end = self.relayed.iter().map(|relayed| relayed.expires).max().unwrap_or(now);
+        let left = (end - now).div_ceil(S) as u32;
+        let mut attributes: Vec<(u16, Option<Vec<u8>>)> = self
+            .relayed
+            .iter()
+            .map(|at| (XOR_RELAYED_ADDRESS, Some(stun::xor_address(at.address, message.transaction))))
+            .collect();
+        attributes
+            .extend([(XOR_MAPPED_ADDRESS, Some(mapped(from, message))), (LIFETIME, Some(left.to_be_bytes().to_vec()))]);
         if let Some(token) = self.token {
             attributes.push((RESERVATION_TOKEN, Some(token.to_vec())));
         }
-        if self.family_error.is_some() {
-            attributes.push((ADDRESS_ERROR_CODE, None));
+        if let Some((family, code)) = self.family_error {
+            let reason = if code == 440 { "Address Family not Supported" } else { "Insufficient Capacity" };
+            let value = [&[family, 0, (code / 100) as u8, (code % 100) as u8], reason.as_bytes()].concat();
+            attributes.push((ADDRESS_ERROR_CODE, Some(value)));
         }
         attributes
     }

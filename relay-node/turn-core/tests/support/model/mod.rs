@@ -31,11 +31,12 @@ const DEFAULT_LIFETIME: u32 = 600;
 pub enum Expect {
     Silence,
     Answer(Answer),
-    /// To a peer elsewhere.
+    /// To a peer elsewhere; whether DF is to be set.
     Peer {
         via: SocketAddr,
         to: SocketAddr,
         data: Vec<u8>,
+        dont_fragment: bool,
     },
     /// To an allocation of this relay.
     Here {
@@ -57,6 +58,22 @@ pub enum Expect {
         peer: SocketAddr,
         data: Vec<u8>,
     },
+    /// A Data indication with ICMP: type, code, data.
+    Icmp {
+        to: FiveTuple,
+        path: Path,
+        peer: SocketAddr,
+        icmp: (u8, u8, u32),
+    },
+}
+
+/// A relayed transport address with its time-to-expiry.
+#[derive(Clone, Debug)]
+pub struct Relayed {
+    pub address: SocketAddr,
+    pub expires: u64,
+    /// The end that was last promised to the client: later, if a restart found a shorter longest lifetime.
+    pub granted: u64,
 }
 
 /// An answer, down to each attribute; order and SOFTWARE are the server's.
@@ -83,16 +100,14 @@ pub enum Signature {
 pub struct Allocation {
     pub five_tuple: FiveTuple,
     pub path: Path,
-    pub relayed: SocketAddr,
+    /// One, or one of each family; IPv4 first.
+    pub relayed: Vec<Relayed>,
     pub username: Vec<u8>,
     /// Of the Allocate; forgotten by a restart.
     pub transaction: Option<[u8; 12]>,
     pub token: Option<[u8; 8]>,
     /// What the second family was refused with.
     pub family_error: Option<(u8, u16)>,
-    pub expires: u64,
-    /// The end that was last promised to the client: later, if a restart found a shorter longest lifetime.
-    pub granted: u64,
     /// (IP, end), in no order.
     pub permissions: Vec<(IpAddr, u64)>,
     /// (number, peer, end), in no order.
@@ -165,11 +180,12 @@ impl Model {
     pub fn pass(&mut self, milliseconds: u64) {
         self.now += milliseconds;
         let now = self.now;
-        self.allocations.retain(|allocation| allocation.expires > now);
         for allocation in &mut self.allocations {
+            allocation.keep_relayed(|relayed| relayed.expires > now);
             allocation.permissions.retain(|(_, end)| *end > now);
             allocation.channels.retain(|(_, _, end)| *end > now);
         }
+        self.allocations.retain(|allocation| !allocation.relayed.is_empty());
     }
 
     /// A stream closed: its allocation ends with it.
@@ -183,7 +199,9 @@ impl Model {
         self.allocations.retain(|allocation| !allocation.five_tuple.transport.is_stream());
         for allocation in &mut self.allocations {
             // The clock may have been set back: no allocation lives longer than it could have been made to.
-            allocation.expires = allocation.expires.min(latest);
+            for relayed in &mut allocation.relayed {
+                relayed.expires = relayed.expires.min(latest);
+            }
             allocation.transaction = None;
             allocation.token = None;
             allocation.family_error = None;
@@ -211,7 +229,7 @@ impl Model {
     }
 
     /// What comes of a packet of a client. `bindings` is what the server asked of its host meanwhile.
-    pub fn from_client(&mut self, from: FiveTuple, path: Path, packet: &[u8], bindings: Vec<Binding>) -> Expect {
+    pub fn client_sends(&mut self, from: FiveTuple, path: Path, packet: &[u8], bindings: Vec<Binding>) -> Expect {
         self.bindings = bindings.into();
         let expected = self.client_packet(from, path, packet);
         assert!(self.bindings.is_empty(), "a port was bound for nothing: {:?}", self.bindings);
@@ -309,7 +327,9 @@ impl Model {
         match kind {
             // RFC 8489 and RFC 8656.
             0x0001 | 0x0006 | 0x0008 | 0x0009 | 0x000A | 0x000C | 0x000D => true,
-            0x0012..=0x0019 | 0x001C | 0x0020 | 0x0022 => true,
+            0x0012..=0x001A | 0x001C | 0x0020 | 0x0022 => true,
+            // RFC 6062.
+            0x002A => true,
             // RFC 8489 §14.12 and §14.4.
             stun::PASSWORD_ALGORITHM | stun::USERHASH => self.offer.is_some(),
             _ => false,
@@ -326,7 +346,32 @@ impl Model {
     }
 
     fn is_relayed(&self, peer: SocketAddr) -> bool {
-        self.allocations.iter().any(|allocation| allocation.relayed == peer)
+        self.allocations.iter().any(|allocation| allocation.is_at(peer))
+    }
+}
+
+impl Allocation {
+    /// Keeps some of its relayed addresses; what belongs to the family of the others goes with them (RFC 8656 §8.1).
+    fn keep_relayed(&mut self, keep: impl Fn(&Relayed) -> bool) {
+        self.relayed.retain(keep);
+        let families: Vec<bool> = self.relayed.iter().map(|relayed| relayed.address.is_ipv4()).collect();
+        self.permissions.retain(|(ip, _)| families.contains(&ip.is_ipv4()));
+        self.channels.retain(|(_, peer, _)| families.contains(&peer.is_ipv4()));
+    }
+
+    /// The relayed address that reaches peers of this family.
+    fn towards(&self, ip: IpAddr) -> Option<SocketAddr> {
+        self.relayed.iter().map(|relayed| relayed.address).find(|address| address.is_ipv4() == ip.is_ipv4())
+    }
+
+    /// Whether it is reached at this address.
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        self.relayed.iter().any(|relayed| relayed.address == address)
+    }
+
+    /// When the first of its relayed addresses ends.
+    pub fn next_end(&self) -> Option<u64> {
+        self.relayed.iter().map(|relayed| relayed.expires).min()
     }
 }
 
