@@ -129,9 +129,9 @@ fn a_client_hello_in_single_bytes_and_many_records_is_understood() -> Result<()>
         let stream = connect(tls)?;
         let mut stream = shake(stream, name, config)?;
         if ours {
-            drop(is_served(&mut stream)?)
+            drop(is_served(&mut stream)?);
         } else {
-            assert_eq!(page(&mut stream, "/")?, "hello 0")
+            assert_eq!(page(&mut stream, "/")?, "hello 0");
         }
 
         let config = Arc::new(site.authority.client(protocols)?);
