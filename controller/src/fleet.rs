@@ -34,6 +34,9 @@ pub struct NodeRecord {
     pub relay_ips: Vec<IpAddr>,
     /// Where clients reach it.
     pub listeners: Vec<NodeListener>,
+    /// Host name of its TLS and DTLS listeners; empty is their IP.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub public_host: String,
     /// Ports of relayed addresses, inclusive.
     pub relay_ports: (u16, u16),
     /// Worker threads.

@@ -19,7 +19,7 @@ use turn_core::Transport;
 
 pub use self::load::OwnPicks;
 pub use self::terms::{DEFAULT_LIMIT, Distances, MAX_LIMIT, Query, Terms, UNKNOWN_DISTANCE_MS};
-use crate::fleet::{NodeState, NodeView, Snapshot, Thresholds};
+use crate::fleet::{NodeRecord, NodeState, NodeView, Snapshot, Thresholds};
 
 /// Scores this close, in milliseconds, are equally near: less than a client notices.
 pub const NEAR_MS: u64 = 10;
@@ -287,30 +287,36 @@ fn below(bound: usize, state: &mut u64) -> usize {
 }
 
 /// The URIs of a node for a query. IPv4 comes first because Janus stops at an IPv6 literal; within a family
-/// UDP, TCP, TLS, DTLS.
+/// UDP, TCP, TLS, DTLS. What is encrypted goes to the node's host name if it has one: certificates seldom hold IPs.
 fn uris(node: &NodeView, query: &Query) -> Vec<String> {
-    let mut listeners: Vec<_> = node
-        .record
-        .listeners
+    let NodeRecord { listeners, public_host, .. } = &node.record;
+    let mut listeners: Vec<_> = listeners
         .iter()
         // A wildcard is where a relay listens, never where a client reaches it.
         .filter(|listener| query.wants(listener.transport) && !listener.address.ip().is_unspecified())
         .collect();
     listeners.sort_by_key(|listener| (listener.address.is_ipv6(), listener.transport, listener.address));
-    listeners.dedup();
-    listeners
-        .into_iter()
-        .map(|listener| {
-            // RFC 7065 §3.1: turns with transport=udp is DTLS. SocketAddr writes IPv6 in brackets.
-            let (scheme, transport) = match listener.transport {
-                Transport::Udp => ("turn", "udp"),
-                Transport::Tcp => ("turn", "tcp"),
-                Transport::Tls => ("turns", "tcp"),
-                Transport::Dtls => ("turns", "udp"),
-            };
+    let mut uris = Vec::with_capacity(listeners.len());
+    for listener in listeners {
+        // RFC 7065 §3.1: turns with transport=udp is DTLS (RFC 7350 §4.6).
+        let (scheme, transport) = match listener.transport {
+            Transport::Udp => ("turn", "udp"),
+            Transport::Tcp => ("turn", "tcp"),
+            Transport::Tls => ("turns", "tcp"),
+            Transport::Dtls => ("turns", "udp"),
+        };
+        let uri = if scheme == "turns" && !public_host.is_empty() {
+            format!("{scheme}:{public_host}:{}?transport={transport}", listener.address.port())
+        } else {
+            // SocketAddr writes IPv6 in brackets.
             format!("{scheme}:{}?transport={transport}", listener.address)
-        })
-        .collect()
+        };
+        // One name stands for both families.
+        if !uris.contains(&uri) {
+            uris.push(uri);
+        }
+    }
+    uris
 }
 
 /// [`choose`] with its memory: what a running controller answers discovery with.

@@ -202,6 +202,7 @@ impl AdminService {
             workers: record.workers,
             registered_at: record.registered_at,
             last_report_at: load.reported_at,
+            public_host: record.public_host.clone(),
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct NodeJson {
     reason: String,
     /// `udp://192.0.2.1:3478`.
     listeners: Vec<String>,
+    /// Host name in `turns:` URIs; empty is the IP.
+    public_host: String,
     allocations: u64,
     packets_per_second: u64,
     bytes_per_second: u64,
@@ -42,6 +44,7 @@ impl NodeJson {
             state: node.state(thresholds).to_string(),
             reason: reason(node, thresholds),
             listeners: record.listeners.iter().map(listener).collect(),
+            public_host: record.public_host.clone(),
             allocations: load.allocations,
             packets_per_second: rates.of(&record.node_id),
             bytes_per_second: load.bytes_per_second,

@@ -383,6 +383,7 @@ mod tests {
             relay_address: IpAddr::from([192, 0, 2, last]),
             relay_ips: Vec::new(),
             listeners: Vec::new(),
+            public_host: String::new(),
             relay_ports: (49152, 65535),
             workers: 1,
             max_allocations: 0,

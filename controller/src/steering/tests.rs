@@ -132,6 +132,31 @@ fn uris_are_those_of_rfc_7065_ipv4_first() {
     assert_eq!(uris(&[Transport::Tls]), ["turns:198.51.100.1:5349?transport=tcp"]);
 }
 
+#[test]
+fn a_host_name_stands_in_the_uris_of_what_is_encrypted() {
+    let mut node = node("a", "eu");
+    node.record.public_host = "eu-1.turn.example.org".to_owned();
+    node.record.listeners = [
+        (Transport::Udp, "198.51.100.1:3478"),
+        (Transport::Tls, "198.51.100.1:5349"),
+        (Transport::Tls, "[2001:db8::1]:5349"),
+        (Transport::Tls, "198.51.100.1:443"),
+        (Transport::Dtls, "198.51.100.1:5349"),
+    ]
+    .map(|(transport, address)| listener(transport, address))
+    .to_vec();
+    let fleet = fleet([node]);
+    let uris = |transports: &[Transport]| {
+        let query = Query { transports: transports.iter().copied().collect(), ..Query::default() };
+        let mut choice = choose(&fleet, &terms(), &query, &mut OwnPicks::default(), 0);
+        choice.relays.pop().expect("one relay").uris
+    };
+    let tls = ["turns:eu-1.turn.example.org:443?transport=tcp", "turns:eu-1.turn.example.org:5349?transport=tcp"];
+    assert_eq!(uris(&[]), ["turn:198.51.100.1:3478?transport=udp", tls[0], tls[1]]);
+    assert_eq!(uris(&[Transport::Tls]), tls);
+    assert_eq!(uris(&[Transport::Dtls]), ["turns:eu-1.turn.example.org:5349?transport=udp"]);
+}
+
 /// 1,000 clients between two reports, over three equal nodes: each within 15 % of its third as first choice, and within
 /// 2 % counting every place, which blind draws would miss.
 #[test]
@@ -319,6 +344,7 @@ fn node(id: &str, region: &str) -> NodeView {
                 listener(Transport::Udp, "198.51.100.1:3478"),
                 listener(Transport::Tcp, "198.51.100.1:3478"),
             ],
+            public_host: String::new(),
             relay_ports: (49152, 65535),
             workers: 1,
             max_allocations: 0,

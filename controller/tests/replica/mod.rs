@@ -129,6 +129,7 @@ pub(crate) fn hello(node_id: &str, last_octet: u8, boot_id: &str, claimed_epoch:
         workers: 2,
         max_allocations: 0,
         relay_port_low: 49152,
+        public_host: String::new(),
         relay_port_high: 65535,
     }
 }

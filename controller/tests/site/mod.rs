@@ -161,6 +161,7 @@ pub(crate) fn node(id: &str, region: &str, last: u8) -> Node {
             relay_address: ip,
             relay_ips: vec![ip],
             listeners: vec![listener(Transport::Udp), listener(Transport::Tcp)],
+            public_host: String::new(),
             relay_ports: (49152, 65535),
             workers: 1,
             max_allocations: 0,

@@ -41,6 +41,9 @@ pub fn make_certificates(directory: &StateDirectory, plan: &Plan, own_addresses:
     issue(Identity::Controller(CONTROLLER.into()), &[], &[Ipv4Addr::LOCALHOST.into()])?;
     for relay in &plan.relays {
         issue(Identity::Relay(relay.id.into()), &[], &[])?;
+        let mut ips = vec![relay.public_ip.into(), relay.relay_ip.into()];
+        ips.dedup();
+        issue(turn_identity(relay), &["localhost".to_owned()], &ips)?;
     }
     issue(Identity::Admin(CONTEXT.into()), &[], &[])?;
     if plan.https {
@@ -55,6 +58,11 @@ pub fn make_certificates(directory: &StateDirectory, plan: &Plan, own_addresses:
 /// Whom the call page's certificate speaks for: browsers look at its names only, controllers give it the least role.
 pub fn page_identity() -> Identity {
     Identity::Viewer("call-page".into())
+}
+
+/// Whom the certificate speaks for that clients of a relay meet: they look at its IPs only.
+fn turn_identity(relay: &RelayPlan) -> Identity {
+    Identity::Viewer(format!("turn-{}", relay.id))
 }
 
 /// The authority of earlier runs, or a new one where there is none or it cannot be used any more.
@@ -158,29 +166,43 @@ struct RelayFile<'a> {
     node_id: &'a str,
     region: &'a str,
     state_dir: PathBuf,
-    listen: [String; 2],
+    listen: [String; 3],
     relay_ip: Ipv4Addr,
     public_ip: Ipv4Addr,
     controllers: [String; 1],
     http: SocketAddr,
     allow_loopback_peers: bool,
     log: &'a str,
+    certificates: [Certificate; 1],
     tls: Tls,
+}
+
+/// What clients meet on TLS.
+#[derive(Serialize)]
+struct Certificate {
+    certificate: PathBuf,
+    key: PathBuf,
 }
 
 impl<'a> RelayFile<'a> {
     fn new(directory: &StateDirectory, plan: &Plan, relay: &'a RelayPlan, log: &'a str) -> Self {
+        let Tls { certificate, key, .. } = Tls::of(directory, &turn_identity(relay));
         Self {
             node_id: relay.id,
             region: relay.region,
             state_dir: directory.relay(relay.id, relay.public_ip),
-            listen: [format!("udp://{}", relay.listen), format!("tcp://{}", relay.listen)],
+            listen: [
+                format!("udp://{}", relay.listen),
+                format!("tcp://{}", relay.listen),
+                format!("tls://{}", relay.listen_tls),
+            ],
             relay_ip: relay.relay_ip,
             public_ip: relay.public_ip,
             controllers: [format!("https://{}", plan.grpc)],
             http: relay.http,
             allow_loopback_peers: relay.is_lab(),
             log,
+            certificates: [Certificate { certificate, key }],
             tls: Tls::of(directory, &Identity::Relay(relay.id.into())),
         }
     }
@@ -274,6 +296,11 @@ mod tests {
             assert_eq!(relay["relay_ip"], relay["public_ip"]);
             for key in ["ca", "certificate", "key"] {
                 let file = relay["tls"][key].as_str().expect("path");
+                assert!(Path::new(file).is_file(), "{id}: {key} {file}");
+            }
+            assert_eq!(relay["listen"][2].as_str().map(|it| it.ends_with(":5349")), Some(true));
+            for key in ["certificate", "key"] {
+                let file = relay["certificates"][0][key].as_str().expect("path");
                 assert!(Path::new(file).is_file(), "{id}: {key} {file}");
             }
             states.push(relay["state_dir"].as_str().expect("path").to_owned());

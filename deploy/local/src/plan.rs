@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 /// Port of TURN, registered.
 const TURN: u16 = 3478;
+/// Port of TURN over TLS, registered.
+const TURN_TLS: u16 = 5349;
 const PAGE: u16 = 8000;
 const CONTROLLER_HTTP: u16 = 8080;
 const CONTROLLER_GRPC: u16 = 9443;
@@ -43,6 +45,8 @@ pub struct RelayPlan {
     pub region: &'static str,
     /// Where it hears clients, UDP and TCP.
     pub listen: SocketAddr,
+    /// Where it hears clients over TLS.
+    pub listen_tls: SocketAddr,
     /// What relayed sockets bind.
     pub relay_ip: Ipv4Addr,
     /// What clients and peers are told.
@@ -118,7 +122,8 @@ pub fn plan(public: &[Ipv4Addr], https: bool, offset: u16, network: &impl Networ
         .map(|(&(id, region), &public_ip)| {
             let bound = bound_for(public_ip, network);
             let listen = SocketAddr::new(bound.into(), TURN + offset);
-            RelayPlan { id, region, listen, relay_ip: bound, public_ip, http: loopback(0) }
+            let listen_tls = SocketAddr::new(bound.into(), TURN_TLS + offset);
+            RelayPlan { id, region, listen, listen_tls, relay_ip: bound, public_ip, http: loopback(0) }
         })
         .collect();
     relays.sort_by_key(|relay| relay.id);
@@ -175,6 +180,7 @@ impl Plan {
             let owner = format!("relay {}", relay.id);
             ports.push(Port { address: relay.listen, udp: true, owner: owner.clone() });
             ports.push(tcp(relay.listen, &owner));
+            ports.push(tcp(relay.listen_tls, &format!("{owner} (TLS)")));
             ports.push(tcp(relay.http, &format!("{owner} (health)")));
         }
         ports

@@ -1,6 +1,6 @@
 // The call page: the form, one call, and what is shown of it. Tests read `window.turnpike`.
 //
-// ?room=NAME  &relay=0|1  &region=NAME  &transport=udp|tcp  &fake=1 (test picture)  &auto=1 (join at once)
+// ?room=NAME  &relay=0|1  &region=NAME  &transport=udp|tcp|tls  &fake=1 (test picture)  &auto=1 (join at once)
 // &discovery=URL (another controller)
 import { bitrate } from "/shared/format.js";
 import { keyed, part, text } from "/shared/keyed.js";

@@ -165,6 +165,7 @@ pub(super) fn hello(settings: &config::Settings, epoch: u64) -> anyhow::Result<v
         max_allocations: settings.max_allocations as u64,
         relay_port_low: (*settings.relay_ports.start()).into(),
         relay_port_high: (*settings.relay_ports.end()).into(),
+        public_host: settings.streams.public_host.clone().unwrap_or_default(),
     })
 }
 

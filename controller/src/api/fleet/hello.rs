@@ -69,6 +69,7 @@ pub(super) fn read(hello: &v1::Hello, name: &str) -> Result<NodeRecord, Status> 
         relay_address,
         relay_ips,
         listeners: hello.listeners.iter().map(listener).collect::<Result<_, _>>()?,
+        public_host: host(&hello.public_host)?,
         relay_ports: ports(hello.relay_port_low, hello.relay_port_high)?,
         workers: hello.workers.min(WORKERS),
         max_allocations: hello.max_allocations,
@@ -89,6 +90,18 @@ fn listener(listener: &v1::Listener) -> Result<NodeListener, Status> {
     let address: Result<SocketAddr, _> = listener.address.parse();
     let address = address.map_err(|_| invalid("listeners", "are not IP:port"))?;
     Ok(NodeListener { transport, address })
+}
+
+/// It becomes part of URIs: a host name and nothing else. Empty is none.
+fn host(name: &str) -> Result<String, Status> {
+    let label = |label: &str| {
+        let is_good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        !label.is_empty() && label.len() <= 63 && label.chars().all(is_good)
+    };
+    if name.len() > 253 || !(name.is_empty() || name.split('.').all(label)) {
+        return Err(invalid("public_host", "is not a host name"));
+    }
+    Ok(name.to_ascii_lowercase())
 }
 
 fn ports(low: u32, high: u32) -> Result<(u16, u16), Status> {
@@ -126,6 +139,9 @@ mod tests {
             ("endless relay IPs", |hello| hello.relay_ips = vec!["192.0.2.1".to_owned(); 65], Some("relay_ips")),
             ("a listener without port", |hello| hello.listeners[0].address = "192.0.2.1".to_owned(), Some("listeners")),
             ("a listener without transport", |hello| hello.listeners[0].transport = 0, Some("listeners")),
+            ("a host name", |hello| hello.public_host = "eu-1.turn.example.org".to_owned(), None),
+            ("a host with a port", |hello| hello.public_host = "example.org:443".to_owned(), Some("public_host")),
+            ("a host that ends the URI", |hello| hello.public_host = "a?b".to_owned(), Some("public_host")),
             ("port 0", |hello| hello.relay_port_low = 0, Some("relay_port_low")),
             ("ports above 65535", |hello| hello.relay_port_high = 65536, Some("relay_port_high")),
             ("ports backwards", |hello| hello.relay_port_low = 65535, Some("relay_port_low")),
@@ -145,6 +161,7 @@ mod tests {
                 workers: 2,
                 max_allocations: 0,
                 relay_port_low: 49152,
+                public_host: String::new(),
                 relay_port_high: 65534,
             };
             change(&mut hello);

@@ -75,6 +75,8 @@ pub(crate) struct NodeView {
     version: String,
     relay_address: String,
     listeners: Vec<ListenerView>,
+    /// Host name in `turns:` URIs; empty is the IP.
+    public_host: String,
     epoch: u64,
     workers: u32,
     load: LoadView,
@@ -147,6 +149,7 @@ impl From<Node> for NodeView {
             version: node.version,
             relay_address: node.relay_address,
             listeners: node.listeners.into_iter().map(listener).collect(),
+            public_host: node.public_host,
             epoch: node.epoch,
             workers: node.workers,
             load: LoadView {
@@ -173,7 +176,7 @@ impl View for NodesView {
     fn blocks(&self, wide: bool, now_ms: u64) -> Vec<Block> {
         let mut head = vec!["NODE", "REGION", "STATE", "ADDRESS", "ALLOCATIONS", "CPU", "TRAFFIC", "EPOCH", "AGE"];
         if wide {
-            head.extend(["ZONE", "VERSION", "WORKERS", "PACKETS", "BYTES", "DROPPED", "REPORT", "LISTENERS"]);
+            head.extend(["ZONE", "VERSION", "WORKERS", "PACKETS", "BYTES", "DROPPED", "REPORT", "HOST", "LISTENERS"]);
         }
         let rows = self.nodes.iter().map(|node| node.row(wide, now_ms)).collect();
         vec![Block::Table { head, rows }]
@@ -205,6 +208,7 @@ impl NodeView {
                 Cell::from(units::bytes(load.bytes)),
                 Cell::from(load.dropped.to_string()),
                 Cell::from(units::age(self.last_report_at_ms, now_ms)),
+                Cell::from(&self.public_host),
                 Cell::from(listeners.join(",")),
             ]);
         }
