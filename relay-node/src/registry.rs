@@ -98,7 +98,7 @@ impl<S> Registry<S> {
     pub fn bind(
         &self,
         request: BindRequest<'_>,
-        mut open: impl FnMut(SocketAddr) -> io::Result<S>,
+        open: impl FnMut(SocketAddr) -> io::Result<S>,
     ) -> Result<(Bound, S), BindError> {
         self.expire_reservations(Instant::now());
         let width = match request.port {
@@ -106,6 +106,43 @@ impl<S> Registry<S> {
             PortRequest::Any | PortRequest::Even => 1,
             PortRequest::EvenAndNext => 2,
         };
+        let (index, port, sockets) = self.open_any(request, width, open)?;
+        let mut sockets = sockets.into_iter();
+        let mut state = self.lock();
+        let bound = (|| {
+            let socket = sockets.next().ok_or(BindError::NoPort)?;
+            let next = sockets.next().map(|socket| (self.relayed(index, port + 1), socket));
+            let reservation = next.map(|(relayed, socket)| state.reserve(relayed, socket, request.quota_key));
+            Ok((Bound { relayed: self.relayed(index, port), reservation: reservation.transpose()? }, socket))
+        })();
+        if bound.is_err() {
+            state.discount(request.quota_key, width);
+        }
+        bound
+    }
+
+    /// As [`Registry::bind`] for a socket of another kind, which is no reservation's: any port, counted and held alike.
+    ///
+    /// # Errors
+    /// See [`BindError`]; nothing is held or counted then.
+    pub fn bind_any<T>(
+        &self,
+        request: BindRequest<'_>,
+        open: impl FnMut(SocketAddr) -> io::Result<T>,
+    ) -> Result<(RelayedAddr, T), BindError> {
+        self.expire_reservations(Instant::now());
+        let (index, port, sockets) = self.open_any(BindRequest { port: PortRequest::Any, ..request }, 1, open)?;
+        let socket = sockets.into_iter().next().ok_or(BindError::NoPort)?;
+        Ok((self.relayed(index, port), socket))
+    }
+
+    /// Counts `width` ports of a relay IP for a user and opens a socket on each: index of the IP, the first port.
+    fn open_any<T>(
+        &self,
+        request: BindRequest<'_>,
+        width: u16,
+        mut open: impl FnMut(SocketAddr) -> io::Result<T>,
+    ) -> Result<(usize, u16, Vec<T>), BindError> {
         let index = self.index_of(request.family).ok_or(BindError::FamilyUnsupported)?;
         self.lock().count(request.quota_key, width)?;
         // Ports that another program holds stay marked until the end, so that none is tried twice.
@@ -116,9 +153,9 @@ impl<S> Registry<S> {
                 break;
             };
             let ports = port..=port + (width - 1);
-            match ports.clone().map(|port| open(self.relayed(index, port).bound)).collect::<io::Result<Vec<S>>>() {
+            match ports.clone().map(|port| open(self.relayed(index, port).bound)).collect::<io::Result<Vec<T>>>() {
                 Ok(sockets) => {
-                    opened = Ok((port, sockets));
+                    opened = Ok((index, port, sockets));
                     break;
                 }
                 Err(error) => {
@@ -135,17 +172,10 @@ impl<S> Registry<S> {
         for port in foreign {
             state.held[index].free(port);
         }
-        let bound = opened.and_then(|(port, sockets)| {
-            let mut sockets = sockets.into_iter();
-            let socket = sockets.next().ok_or(BindError::NoPort)?;
-            let next = sockets.next().map(|socket| (self.relayed(index, port + 1), socket));
-            let reservation = next.map(|(relayed, socket)| state.reserve(relayed, socket, request.quota_key));
-            Ok((Bound { relayed: self.relayed(index, port), reservation: reservation.transpose()? }, socket))
-        });
-        if bound.is_err() {
+        if opened.is_err() {
             state.discount(request.quota_key, width);
         }
-        bound
+        opened
     }
 
     /// Frees what was reserved and not claimed in time.

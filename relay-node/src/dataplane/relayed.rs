@@ -11,11 +11,13 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
 use turn_core::{
-    AllocationId, BindError, BindRequest, Bound, Change, Family, Host, Meters, PeerAddr, PeerTransport, RelayedAddr,
-    Route, WorkerId,
+    AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, Meters, PeerAddr,
+    PeerConnectionId, PeerTransport, RelayedAddr, Route, WorkerId,
 };
 
 use super::RelayIp;
+use super::peer_table::PeerTable;
+use super::peers::{self, Peers};
 use super::worker::Token;
 use crate::registry::{Registry, RestoreError};
 use crate::sys::epoll::{Epoll, Interest};
@@ -31,6 +33,20 @@ pub(super) struct Routes {
 
 /// Relayed port -> worker, for one relay IP.
 struct PortTable(Box<[AtomicU8]>);
+
+/// In a [`PortTable`]: the port accepts TCP, and no datagrams.
+const TCP: u8 = 0x80;
+
+/// Where a TCP connection to a peer goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum TcpRoute {
+    /// Not ours.
+    Internet,
+    /// A TCP allocation of this node: where its relayed address is bound.
+    Relayed(SocketAddr),
+    /// An address of ours that relays no TCP: never reachable (abuse.md A).
+    Nobody,
+}
 
 impl Routes {
     /// Routes without relayed addresses. A listener on every address stands for each of `local`.
@@ -56,9 +72,10 @@ impl Routes {
         for (ip, table) in &self.relay_ips {
             if to.ip() == ip.bound || to.ip() == ip.advertised {
                 // Relaxed: a packet that overtakes the change of its port is lost, as on any network.
-                return match table.0[usize::from(to.port())].load(Ordering::Relaxed).checked_sub(1) {
-                    Some(worker) => Route::Worker(WorkerId(worker.into())),
-                    None => Route::Nobody,
+                return match table.0[usize::from(to.port())].load(Ordering::Relaxed) {
+                    // A datagram has nobody to go to at an address of TCP.
+                    0 | TCP.. => Route::Nobody,
+                    worker => Route::Worker(WorkerId(u16::from(worker) - 1)),
                 };
             }
         }
@@ -68,9 +85,37 @@ impl Routes {
         Route::Internet
     }
 
-    fn set(&self, relayed: RelayedAddr, worker: Option<WorkerId>) {
+    /// As [`Routes::route`], for TCP.
+    pub(super) fn tcp_route(&self, to: PeerAddr) -> TcpRoute {
+        for (ip, table) in &self.relay_ips {
+            if to.ip() == ip.bound || to.ip() == ip.advertised {
+                return match table.0[usize::from(to.port())].load(Ordering::Relaxed) {
+                    TCP.. => TcpRoute::Relayed(SocketAddr::new(ip.bound, to.port())),
+                    _ => TcpRoute::Nobody,
+                };
+            }
+        }
+        match self.route(to) {
+            Route::Internet => TcpRoute::Internet,
+            Route::Worker(_) | Route::Member(_) | Route::Nobody => TcpRoute::Nobody,
+        }
+    }
+
+    /// A peer as clients know it: an allocation of this node is known by its advertised address.
+    pub(super) fn advertised(&self, peer: PeerAddr) -> PeerAddr {
+        let ours = self.relay_ips.iter().find(|(ip, _)| ip.bound == peer.ip());
+        ours.map_or(peer, |(ip, _)| PeerAddr::new(SocketAddr::new(ip.advertised, peer.port())))
+    }
+
+    /// Whether anybody has a relayed address.
+    fn is_held(&self, relayed: RelayedAddr) -> bool {
+        let ours = self.relay_ips.iter().find(|(ip, _)| ip.advertised == relayed.advertised.ip());
+        ours.is_some_and(|(_, table)| table.0[usize::from(relayed.port())].load(Ordering::Relaxed) != 0)
+    }
+
+    fn set(&self, relayed: RelayedAddr, worker: Option<WorkerId>, flag: u8) {
         // 1..=64 workers: worker 0 is 1, nobody is 0.
-        let owner = worker.map_or(0, |worker| worker.0 as u8 + 1);
+        let owner = worker.map_or(0, |worker| (worker.0 as u8 + 1) | flag);
         for (ip, table) in &self.relay_ips {
             if ip.advertised == relayed.advertised.ip() {
                 table.0[usize::from(relayed.port())].store(owner, Ordering::Relaxed);
@@ -96,11 +141,20 @@ pub(super) struct Relayed {
     sockets: Slab<RelayedSocket>,
     by_port: FxHashMap<(Family, u16), usize>,
     released: Vec<(RelayedAddr, Box<[u8]>)>,
+    /// Of TCP allocations.
+    pub(super) peers: Peers,
 }
 
 impl Relayed {
-    pub(super) fn new(worker: WorkerId, registry: Arc<Registry>, routes: Arc<Routes>, epoll: Arc<Epoll>) -> Self {
+    pub(super) fn new(
+        worker: WorkerId,
+        registry: Arc<Registry>,
+        routes: Arc<Routes>,
+        table: Arc<PeerTable>,
+        epoll: Arc<Epoll>,
+    ) -> Self {
         Self {
+            peers: Peers::new(worker, table, Arc::clone(&routes), Arc::clone(&epoll)),
             worker,
             registry,
             routes,
@@ -128,7 +182,7 @@ impl Relayed {
 
     /// Whether any worker of this process has the address.
     pub(super) fn is_held(&self, relayed: RelayedAddr) -> bool {
-        matches!(self.routes.route(PeerAddr::new(relayed.advertised)), Route::Worker(_))
+        self.routes.is_held(relayed)
     }
 
     /// Keeps track of which allocation has which address.
@@ -162,7 +216,7 @@ impl Relayed {
 
     /// Nothing is sent to it any more; what this turn still sends from it leaves first.
     pub(super) fn release(&mut self, relayed: RelayedAddr, quota_key: Box<[u8]>) {
-        self.routes.set(relayed, None);
+        self.routes.set(relayed, None, 0);
         self.released.push((relayed, quota_key));
     }
 
@@ -177,6 +231,8 @@ impl Relayed {
             if let Some(key) = self.by_port.remove(&(relayed.family(), relayed.port())) {
                 self.sockets.remove(key);
                 self.registry.release(relayed, &quota_key);
+            } else if self.peers.unwatch(relayed) {
+                self.registry.release(relayed, &quota_key);
             }
         }
     }
@@ -187,15 +243,29 @@ impl Relayed {
         self.epoll.add(socket.as_fd(), token, Interest::Read)?;
         self.by_port.insert((relayed.family(), relayed.port()), entry.key());
         entry.insert(RelayedSocket { relayed, socket, holder: None });
-        self.routes.set(relayed, Some(self.worker));
+        self.routes.set(relayed, Some(self.worker), 0);
         Ok(())
+    }
+}
+
+impl Relayed {
+    /// Binds the relayed address of a TCP allocation, which accepts from now on (RFC 6062 §5.1).
+    fn listen(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
+        let (relayed, listener) = self.registry.bind_any(request, peers::listen)?;
+        self.peers.watch(relayed, listener).map_err(|error| {
+            tracing::error!(%error, "cannot watch a relayed address");
+            self.registry.release(relayed, request.quota_key);
+            BindError::NoPort
+        })?;
+        self.routes.set(relayed, Some(self.worker), TCP);
+        Ok(Bound { relayed, reservation: None })
     }
 }
 
 impl Host for Relayed {
     fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
         if request.transport == PeerTransport::Tcp {
-            return Err(BindError::NoPort);
+            return self.listen(request);
         }
         let (bound, socket) = self.registry.bind(request, open)?;
         self.keep(bound.relayed, socket).map_err(|error| {
@@ -204,6 +274,14 @@ impl Host for Relayed {
             BindError::NoPort
         })?;
         Ok(bound)
+    }
+
+    fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
+        self.peers.connect(relayed, to)
+    }
+
+    fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
+        self.peers.claim(connection, username)
     }
 
     fn meters(&mut self, quota_key: &[u8]) -> Meters {
@@ -278,7 +356,8 @@ mod tests {
         let bounds = Bounds { max_allocations, user_quota: 0 };
         let registry = Arc::new(Registry::new(ips, 50_000..=59_999, bounds));
         let epoll = Arc::new(Epoll::new()?);
-        Ok((Relayed::new(WorkerId(3), registry, Arc::clone(&routes), epoll), routes))
+        let table = Arc::new(PeerTable::new(9, &[]));
+        Ok((Relayed::new(WorkerId(3), registry, Arc::clone(&routes), table, epoll), routes))
     }
 
     #[test]
@@ -305,6 +384,37 @@ mod tests {
         }
         relayed.release(address, (*b"u").into());
         assert_eq!(routes.route(peer(&format!("192.0.2.1:{port}"))), Route::Nobody, "at once");
+        Ok(())
+    }
+
+    #[test]
+    fn a_tcp_allocation_is_reached_by_tcp_alone() -> anyhow::Result<()> {
+        let (mut relayed, routes) = relayed(0)?;
+        let udp = relayed.bind(request(Family::V4))?.relayed;
+        let request = BindRequest { transport: PeerTransport::Tcp, ..request(Family::V4) };
+        let tcp = relayed.bind(request)?.relayed;
+        for address in [tcp.advertised, tcp.bound] {
+            assert_eq!(routes.route(PeerAddr::new(address)), Route::Nobody);
+            assert_eq!(routes.tcp_route(PeerAddr::new(address)), TcpRoute::Relayed(tcp.bound));
+        }
+        assert!(relayed.is_held(tcp) && relayed.is_held(udp));
+        let cases = [
+            (udp.advertised.to_string(), TcpRoute::Nobody, "a UDP allocation"),
+            ("127.0.0.1:22".into(), TcpRoute::Nobody, "own IP, another service"),
+            ("198.51.100.4:3478".into(), TcpRoute::Nobody, "own listener"),
+            ("203.0.113.9:1".into(), TcpRoute::Internet, "a peer"),
+        ];
+        for (address, expected, what) in &cases {
+            assert_eq!(routes.tcp_route(peer(address)), *expected, "{what}");
+        }
+        assert_eq!(relayed.connect(tcp, PeerAddr::new(tcp.advertised)), Err(ConnectError::Forbidden), "itself");
+        assert_eq!(routes.advertised(PeerAddr::new(tcp.bound)), PeerAddr::new(tcp.advertised));
+        assert_eq!(routes.advertised(peer("203.0.113.9:1")), peer("203.0.113.9:1"));
+
+        relayed.release(tcp, (*b"u").into());
+        assert!(!relayed.is_held(tcp));
+        relayed.close_released();
+        assert!(std::net::TcpListener::bind(tcp.bound).is_ok(), "closed");
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::accept::Door;
 use super::dtls::Sessions;
 use super::dtls_context::Contexts;
 use super::listen::Listener;
+use super::peer_table::PeerTable;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
 use super::worker::{Reporting, Setup, Shown, Worker};
@@ -30,6 +31,7 @@ pub(super) struct Starting {
     routes: Arc<Routes>,
     door: Arc<Door>,
     contexts: Option<Arc<Contexts>>,
+    peers: Arc<PeerTable>,
     wakers: Vec<Arc<Waker>>,
     /// Rings of the workers that have not been spawned, the first one last.
     ends: Vec<Ends>,
@@ -62,6 +64,7 @@ impl Starting {
             routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
             door: Door::new(&config.streams)?,
             contexts: contexts.map(Arc::new),
+            peers: Arc::new(PeerTable::new(config.max_connections.saturating_mul(config.workers.into()), &wakers)),
             wakers,
             ends,
             ready: mpsc::channel(),
@@ -87,7 +90,13 @@ impl Starting {
         let mut cookie_secret = [0; 64];
         getrandom::fill(&mut cookie_secret).context("the system has no randomness")?;
         let server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
-        let relayed = Relayed::new(id, Arc::clone(&self.registry), Arc::clone(&self.routes), Arc::clone(&epoll));
+        let relayed = Relayed::new(
+            id,
+            Arc::clone(&self.registry),
+            Arc::clone(&self.routes),
+            Arc::clone(&self.peers),
+            Arc::clone(&epoll),
+        );
         self.handles.push(Handle { commands, waker: Arc::clone(&waker), shown: Arc::clone(&shown), thread: None });
         Ok(Setup {
             id,

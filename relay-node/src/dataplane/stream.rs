@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) interest: Interest,
     /// It ends with this turn.
     pub(super) closing: bool,
+    /// It becomes a pipe with this turn: what follows is no frame (RFC 6062 §5.4).
+    pub(super) joining: bool,
     /// Its place among the connections of its source prefix, until it has an allocation: those are bounded by quotas.
     pub(super) place: Option<Place>,
     /// It counts among those that have not shown what they are or whose handshake has not ended.
@@ -65,6 +67,7 @@ impl Connection {
             last_valid: now,
             interest: Interest::Read,
             closing: false,
+            joining: false,
             place: None,
             half_open: true,
             opening: Some(Box::default()),

@@ -18,7 +18,7 @@ use super::outgoing::OutgoingQueue;
 use super::packet::Packets;
 use super::refusals::Refusal;
 use super::stream::{Connection, Sent};
-use super::transport::{Arrived, Scratch};
+use super::transport::{Arrived, ByteStream, Scratch};
 use super::udp;
 use super::worker::{Token, Worker};
 use crate::sys::epoll::Readiness;
@@ -47,6 +47,8 @@ pub(super) struct Streams {
     /// In the order of their deadlines: all wait equally long.
     idle: VecDeque<(Instant, ConnectionId)>,
     closing: Vec<ConnectionId>,
+    /// Those that have become pipes.
+    pub(super) piped: usize,
 }
 
 impl Streams {
@@ -63,17 +65,18 @@ impl Streams {
             speaking: None,
             idle: VecDeque::new(),
             closing: Vec::new(),
+            piped: 0,
         }
     }
 
     /// Open connections.
     pub(super) fn open(&self) -> usize {
-        self.table.len()
+        self.table.len() + self.piped
     }
 
     /// Whether there are as many as there may be.
     pub(super) fn is_full(&self) -> bool {
-        self.table.len() >= self.most
+        self.open() >= self.most
     }
 
     /// The place of a connection, if it is still open.
@@ -112,6 +115,21 @@ impl Streams {
         if let Some(connection) = self.table.get_mut(key) {
             connection.place = None;
         }
+    }
+
+    /// What follows on a connection is no frame any more; it is taken out once this turn's sends have left.
+    pub(super) fn join_soon(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.key(id).and_then(|key| self.table.get_mut(key)) {
+            connection.joining = true;
+        }
+    }
+
+    /// The bytes of a connection that becomes a pipe; nothing of one that closes.
+    pub(super) fn take_piped(&mut self, id: ConnectionId) -> Option<ByteStream> {
+        let key = self.key(id).filter(|key| !self.table[*key].closing)?;
+        let connection = self.remove(key)?;
+        self.piped += 1;
+        Some(connection.bytes)
     }
 
     /// Takes a connection out.
@@ -219,7 +237,7 @@ impl Worker {
             let Some(connection) = self.streams.table.get_mut(key) else {
                 return;
             };
-            if connection.closing {
+            if connection.closing || connection.joining {
                 return;
             }
             let handshaking = connection.opening.is_some() || connection.bytes.is_handshaking();
@@ -293,6 +311,11 @@ impl Worker {
                 self.streams.speaking = None;
                 if of_use && let Some(connection) = self.streams.table.get_mut(key) {
                     connection.last_valid = self.now.mono;
+                    if connection.joining {
+                        // What stands behind the ConnectionBind is the peer's already (RFC 6062 §5.4).
+                        connection.bytes.put_back(self.packets.bytes(packet.range(start..packet.len())).to_vec());
+                        return;
+                    }
                 }
             }
         }

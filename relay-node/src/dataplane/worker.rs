@@ -25,6 +25,7 @@ use super::dtls::{self, Sessions};
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::OutgoingQueue;
 use super::packet::{PacketRef, Packets};
+use super::pipe::{End, Pipes};
 use super::refusals::Refusals;
 use super::relayed::Relayed;
 use super::ring::{Inbox, Meaning, Outbox};
@@ -56,6 +57,14 @@ pub(super) enum Token {
     Listener(usize),
     Relayed(usize),
     Connection(usize),
+    /// The relayed address of a TCP allocation.
+    PeerListener(usize),
+    /// A connect to a peer on its way.
+    Opening(usize),
+    /// The client's end of a pipe.
+    PipeClient(usize),
+    /// The peer's end of a pipe.
+    PipePeer(usize),
 }
 
 impl Token {
@@ -65,6 +74,10 @@ impl Token {
             Self::Listener(index) => (1, index),
             Self::Relayed(index) => (2, index),
             Self::Connection(index) => (3, index),
+            Self::PeerListener(index) => (4, index),
+            Self::Opening(index) => (5, index),
+            Self::PipeClient(index) => (6, index),
+            Self::PipePeer(index) => (7, index),
         };
         kind << 32 | index as u64
     }
@@ -75,6 +88,10 @@ impl Token {
             1 => Self::Listener(index),
             2 => Self::Relayed(index),
             3 => Self::Connection(index),
+            4 => Self::PeerListener(index),
+            5 => Self::Opening(index),
+            6 => Self::PipeClient(index),
+            7 => Self::PipePeer(index),
             _ => Self::Wake,
         }
     }
@@ -157,6 +174,7 @@ pub(super) struct Worker {
     pub(super) relayed: Relayed,
     pub(super) streams: Streams,
     pub(super) dtls: Sessions,
+    pub(super) pipes: Pipes,
     pub(super) epoll: Arc<Epoll>,
     waker: Arc<Waker>,
     commands: Receiver<Command>,
@@ -189,6 +207,7 @@ impl Worker {
             relayed: setup.relayed,
             streams: Streams::new(setup.id, setup.stream_send_cap, setup.max_connections, setup.door),
             dtls: setup.dtls,
+            pipes: Pipes::new(),
             epoll: setup.epoll,
             waker: setup.waker,
             commands: setup.commands,
@@ -273,6 +292,7 @@ impl Worker {
                 while let Ok(command) = self.commands.try_recv() {
                     self.obey(command);
                 }
+                self.read_letters();
             }
             Token::Listener(index) => match self.listeners[index].socket {
                 ListenerSocket::Udp(_) => self.receive_from_clients(index),
@@ -287,6 +307,10 @@ impl Worker {
                 }
             }
             Token::Connection(key) => self.on_connection(key, ready),
+            Token::PeerListener(key) => self.accept_peers(key),
+            Token::Opening(key) => self.settle_connect(key),
+            Token::PipeClient(key) => self.on_pipe(key, End::Client, ready),
+            Token::PipePeer(key) => self.on_pipe(key, End::Peer, ready),
         }
     }
 
@@ -451,7 +475,9 @@ impl Worker {
                 Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
                 Output::Record(change) => self.record(change),
                 Output::Close(id) => self.close_soon(id),
-                Output::Pend { .. } | Output::Join { .. } | Output::ClosePeer(_) => {}
+                Output::Pend { connection, username } => self.relayed.peers.pend(connection, username),
+                Output::Join { connection, peer } => self.join_soon(connection, peer),
+                Output::ClosePeer(id) => self.relayed.peers.close(id),
             }
         }
     }
@@ -488,6 +514,7 @@ impl Worker {
     pub(super) fn finish_turn(&mut self) {
         self.commit();
         self.flush();
+        self.begin_pipes();
         self.close_connections();
         self.end_closed_sessions();
         self.commit();
@@ -517,6 +544,8 @@ impl Worker {
         self.end_idle_sessions();
         self.resume_accepting();
         self.relayed.tick(self.now.mono);
+        self.relayed.peers.resume_accepting();
+        self.end_half_closed_pipes();
         if let Some(journal) = &mut self.journal
             && journal.wants_compaction()
             && let Err(error) = journal.compact(self.server.records(self.now))
@@ -550,7 +579,8 @@ mod tests {
 
     #[test]
     fn tokens_travel_through_epoll() {
-        for token in [Token::Wake, Token::Listener(3), Token::Relayed(70_000), Token::Connection(0)] {
+        for token in [Token::Wake, Token::Listener(3), Token::Relayed(70_000), Token::Connection(0), Token::PipePeer(9)]
+        {
             assert_eq!(Token::decode(token.encode()), token);
         }
     }

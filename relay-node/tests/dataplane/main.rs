@@ -6,6 +6,7 @@ mod door;
 mod dtls;
 mod restart;
 mod streams;
+mod tcp_allocations;
 mod tls;
 mod web;
 

@@ -11,7 +11,7 @@ use rand_core::Rng;
 use super::auth::User;
 use super::reply::{Asked, Request};
 use super::table::Slot;
-use super::{ClaimError, ConnectError, DropReason, Host, Now, Out, Output, PeerEvent, Server, Verdict};
+use super::{ClaimError, ConnectError, DropReason, Host, Now, Out, Output, PeerEvent, Route, Server, Verdict};
 use crate::wire::attribute::{ConnectionId, XorPeerAddress};
 use crate::wire::{AttributeType, Class, ErrorCode, MessageWriter, Method, TransactionId};
 use crate::{Family, IntegrityKey, Path, PeerAddr, PeerConnectionId, PeerTransport, Policy, RelayedAddr};
@@ -145,6 +145,12 @@ impl Server {
         let policy = &self.settings.policy;
         if policy.check_ip(address.ip()).is_err() || policy.check(peer).is_err() {
             return Err(ErrorCode::FORBIDDEN);
+        }
+        // A member's ports are no peers'; which of this node's own are, the host knows.
+        match host.route(peer) {
+            Route::Internet if policy.members.contains(&peer.ip()) => return Err(ErrorCode::FORBIDDEN),
+            Route::Member(_) => return Err(ErrorCode::FORBIDDEN),
+            Route::Internet | Route::Worker(_) | Route::Nobody => {}
         }
         if connections.0.len() >= self.settings.limits.peer_connections_per_allocation {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);

@@ -237,6 +237,11 @@ fn what_is_refused() {
         assert_eq!(refused(&mut lab, PEER), expected);
     }
     let mut lab = tcp_allocated();
+    lab.configure(|settings| settings.policy.members.push(ip("198.51.100.8")));
+    assert_eq!(refused(&mut lab, "198.51.100.8:22"), 403, "another member");
+    lab.host.set_route("192.0.2.1:9", Route::Member(crate::MemberId(1)));
+    assert_eq!(refused(&mut lab, PEER), 403, "another member's relayed address");
+    let mut lab = tcp_allocated();
     assert_eq!(lab.request(Method::Connect, |_| {}).code(), 400, "no XOR-PEER-ADDRESS");
     assert_eq!(lab.request(Method::Connect, |writer| writer.raw(0x0012, &[])).code(), 400, "an empty one");
     assert_eq!(refused(&mut on_stream(), PEER), 437, "no allocation");
