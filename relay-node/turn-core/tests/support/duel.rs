@@ -487,6 +487,15 @@ impl Duel {
                 let mut seed = [0; 32];
                 seed[..8].copy_from_slice(&self.epoch.to_be_bytes());
                 self.server = Server::new(WorkerId(0), Desk::ip(Family::V4), self.epoch, settings, seed);
+                for record in self.journal.values() {
+                    for relayed in self.model.allocations.iter_mut().flat_map(|allocation| &mut allocation.relayed) {
+                        let at = record.relayed.iter().position(|recorded| recorded.advertised == relayed.address);
+                        if let Some(at) = at {
+                            let end = record.family_expires_at.get(at).copied().unwrap_or(record.expires_at);
+                            relayed.granted = end - EPOCH;
+                        }
+                    }
+                }
                 self.model.restarted();
                 let mut records: Vec<Record> = self.journal.values().cloned().collect();
                 records.sort_by_key(|record| record.id);

@@ -1,23 +1,25 @@
 //! One server, its host and one client at a time, for tests that say one rule each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use turn_core::wire::attribute::ReservationToken;
 use turn_core::{
-    BindError, BindRequest, Bound, ConnectionId, DropReason, Family, FiveTuple, Host, Input, IpMeta, Out, Output, Path,
-    PeerAddr, PortRequest, RelayedAddr, Route, Server, Settings, Transport, Verdict, WorkerId,
+    BindError, BindRequest, Bound, ClaimError, ConnectError, ConnectionId, DropReason, Family, FiveTuple, Host, Input,
+    IpMeta, Out, Output, Path, PeerAddr, PeerConnectionId, PeerEvent, PeerTransport, PortRequest, RelayedAddr, Route,
+    Server, Settings, Transport, Verdict, WorkerId,
 };
 
 use super::stun::{self, ALLOCATE, Builder, CHANNEL_BIND, CREATE_PERMISSION, Class, Item, NONCE, REFRESH, Read};
-use super::{Clock, PATH, addr};
+use super::{Clock, Held, PATH, addr};
 
 /// A call of [`Host::bind`] and what it gave.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Binding {
     pub family: Family,
+    pub transport: PeerTransport,
     pub quota_key: Vec<u8>,
     pub port: PortRequest,
     pub result: Result<Bound, BindError>,
@@ -39,8 +41,15 @@ pub struct Desk {
     pub exhausted: bool,
     /// This relay has no address of the family.
     pub without: Option<Family>,
+
     /// What was asked for, oldest first, until it is taken.
     pub bindings: Vec<Binding>,
+    /// Connections between TCP allocations and peers: the relayed address, the peer, and where they are.
+    pub connections: BTreeMap<PeerConnectionId, (RelayedAddr, PeerAddr, Held)>,
+    /// Connections begun so far.
+    pub begun: u32,
+    /// What the next connections to peers come to.
+    pub connect: Option<ConnectError>,
 }
 
 impl Desk {
@@ -54,6 +63,32 @@ impl Desk {
         match family {
             Family::V4 => addr(super::SERVER).ip(),
             Family::V6 => addr("[2001:db9::1]:0").ip(),
+        }
+    }
+
+    /// A new connection of a relayed address.
+    pub fn begin(&mut self, relayed: RelayedAddr, peer: PeerAddr) -> PeerConnectionId {
+        self.begun += 1;
+        let id = PeerConnectionId(self.begun);
+        self.connections.insert(id, (relayed, peer, Held::Opening));
+        id
+    }
+
+    /// What the server said about connections to peers.
+    pub fn obey(&mut self, output: &Output) {
+        match output {
+            Output::Pend { connection, username } => {
+                let (_, _, held) = self.connections.get_mut(connection).expect("what is pending is there");
+                assert_eq!(*held, Held::Opening);
+                *held = Held::Pending(username.to_vec());
+            }
+            Output::ClosePeer(connection) => {
+                self.connections.remove(connection);
+            }
+            Output::Join { peer, .. } => {
+                assert!(matches!(self.connections.get(peer), Some((_, _, Held::Bound))), "what is joined was claimed");
+            }
+            _ => {}
         }
     }
 
@@ -100,9 +135,32 @@ impl Desk {
 impl Host for Desk {
     fn bind(&mut self, request: BindRequest<'_>) -> Result<Bound, BindError> {
         let result = self.find(&request);
-        let BindRequest { family, quota_key, port, .. } = request;
-        self.bindings.push(Binding { family, quota_key: quota_key.to_vec(), port, result });
+
+        let BindRequest { family, transport, quota_key, port } = request;
+        self.bindings.push(Binding { family, transport, quota_key: quota_key.to_vec(), port, result });
         result
+    }
+
+    fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
+        if let Some(error) = self.connect {
+            return Err(error);
+        }
+        // Its own addresses are no peers for TCP.
+        if [Family::V4, Family::V6].map(Self::ip).contains(&to.ip()) {
+            return Err(ConnectError::Forbidden);
+        }
+        Ok(self.begin(relayed, to))
+    }
+
+    fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
+        let Some((_, _, held @ Held::Pending(_))) = self.connections.get_mut(&connection) else {
+            return Err(ClaimError::Unknown);
+        };
+        if *held != Held::Pending(username.to_vec()) {
+            return Err(ClaimError::OtherUser);
+        }
+        *held = Held::Bound;
+        Ok(())
     }
 
     fn route(&self, to: PeerAddr) -> Route {
@@ -232,6 +290,9 @@ pub struct Rig {
     pub ip: IpMeta,
     pub username: Vec<u8>,
     pub password: Vec<u8>,
+
+    /// Client data connections and what they were joined with (RFC 6062 §5.4).
+    pub joined: Vec<(ConnectionId, PeerConnectionId)>,
     nonces: HashMap<SocketAddr, Vec<u8>>,
     transactions: u64,
 }
@@ -255,6 +316,8 @@ impl Rig {
             ip: IpMeta::default(),
             username: b"user".to_vec(),
             password: b"password".to_vec(),
+
+            joined: Vec::new(),
             nonces: HashMap::new(),
             transactions: 0,
         }
@@ -430,6 +493,36 @@ impl Rig {
         gather(&self.server, &verdict, packet)
     }
 
+    /// Something happens to a connection of a peer. What the client gets is an answer, or an indication.
+    pub fn peer_connection(&mut self, connection: PeerConnectionId, event: PeerEvent) -> Outcome {
+        let (relayed, _, _) = self.desk.connections[&connection].clone();
+        if matches!(event, PeerEvent::Failed | PeerEvent::Closed) {
+            self.desk.connections.remove(&connection);
+        }
+        let verdict = self.input(Input::PeerConnection { relayed, connection, event }, &[]);
+        gather(&self.server, &verdict, &[])
+    }
+
+    /// A peer connects to the only allocation there is.
+    pub fn peer_arrives(&mut self, peer: &str) -> (PeerConnectionId, Outcome) {
+        let peer = PeerAddr::new(addr(peer));
+        let connection = self.desk.begin(self.relayed(), peer);
+        (connection, self.peer_connection(connection, PeerEvent::Arrived(peer)))
+    }
+
+    /// An ICMP error for what the only allocation there is has sent.
+    pub fn icmp(&mut self, peer: &str, kind: u8, code: u8, mtu: u32) -> Outcome {
+        let (relayed, peer) = (self.relayed(), PeerAddr::new(addr(peer)));
+        let verdict = self.input(Input::Icmp { relayed, peer, kind, code, mtu }, &[]);
+        gather(&self.server, &verdict, &[])
+    }
+
+    /// The timer's instant, if it has come: what falls due may be answered.
+    pub fn timer(&mut self) -> Outcome {
+        let verdict = self.input(Input::Timeout, &[]);
+        gather(&self.server, &verdict, &[])
+    }
+
     pub fn closed(&mut self, connection: u64) {
         self.input(Input::Closed(ConnectionId(connection)), &[]);
     }
@@ -439,9 +532,14 @@ impl Rig {
         if let Verdict::Send { payload, .. } = &verdict {
             assert!(payload.end <= packet.len());
         }
+
         while let Some(output) = self.server.poll_output() {
             if let Output::Release { relayed, .. } = output {
                 assert!(self.desk.held.remove(&relayed.advertised).is_some(), "a port is released once");
+            }
+            self.desk.obey(&output);
+            if let Output::Join { connection, peer } = output {
+                self.joined.push((connection, peer));
             }
         }
         verdict

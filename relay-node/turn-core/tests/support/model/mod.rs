@@ -72,7 +72,7 @@ pub enum Expect {
 pub struct Relayed {
     pub address: SocketAddr,
     pub expires: u64,
-    /// The end that was last promised to the client: later, if a restart found a shorter longest lifetime.
+    /// The end that was last recorded: later, if a restart found a shorter longest lifetime.
     pub granted: u64,
 }
 
@@ -200,7 +200,7 @@ impl Model {
         for allocation in &mut self.allocations {
             // The clock may have been set back: no allocation lives longer than it could have been made to.
             for relayed in &mut allocation.relayed {
-                relayed.expires = relayed.expires.min(latest);
+                relayed.expires = relayed.granted.min(latest);
             }
             allocation.transaction = None;
             allocation.token = None;
