@@ -18,10 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = message.attribute::<ErrorCode>();
     let _ = message.attribute::<XorMappedAddress>();
     if let Ok(Some(Data(data))) = message.attribute::<Data<'_>>() {
-        assert_eq!(
-            message.range(AttributeType::DATA).map(|range| &bytes[range]),
-            Some(data)
-        );
+        assert_eq!(message.range(AttributeType::DATA).map(|range| &bytes[range]), Some(data));
     }
     let _ = message.peer_addresses().count();
     let _ = message.unknown_attributes(AttributeSet::of(&[AttributeType::EVEN_PORT]));
