@@ -399,6 +399,7 @@ fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
         created_at: now,
         expires_at: now + 600_000,
         family_expires_at: Vec::new(),
+        mobility: None,
         permissions: vec![(peer.ip(), now + 300_000)],
         channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
     })

@@ -330,6 +330,7 @@ mod tests {
             created_at: 1,
             expires_at: 2,
             family_expires_at: Vec::new(),
+            mobility: None,
             permissions: Vec::new(),
             channels: Vec::new(),
         }

@@ -312,6 +312,7 @@ fn stored_record(ip: Ipv4Addr) -> Record {
         created_at: now,
         expires_at: now + 600_000,
         family_expires_at: Vec::new(),
+        mobility: None,
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -274,6 +274,7 @@ pub(crate) fn record(relay_address: IpAddr, epoch: u64, number: u32, sequence: u
         created_at: now,
         expires_at: now + 600_000,
         family_expires_at: Vec::new(),
+        mobility: None,
         permissions: Vec::new(),
         channels: Vec::new(),
     }

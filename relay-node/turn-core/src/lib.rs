@@ -19,6 +19,7 @@
 //! | [`nonce`] | nonces that need no table |
 //! | [`meter`] | bandwidth: rates that threads share without a lock |
 //! | [`record`] | the versioned allocation record: encode, decode, merge |
+//! | [`ticket`] | tickets of mobility |
 //! | [`server`] | the TURN server |
 //! | [`text`] | names from the wire, for people |
 //! | [`client`] | a TURN client as a value, for probes and tests |
@@ -35,6 +36,7 @@ pub mod server;
 pub mod settings;
 pub mod text;
 pub mod third_party;
+pub mod ticket;
 pub mod wire;
 
 pub use address::{
@@ -51,3 +53,4 @@ pub use server::{
 };
 pub use settings::{Features, Key, KeyRing, Limits, Settings, StaticUser};
 pub use third_party::{Session, ThirdParty};
+pub use ticket::Ticket;

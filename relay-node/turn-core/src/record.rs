@@ -11,7 +11,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use crate::wire::Integrity;
-use crate::{FiveTuple, IntegrityKey, Key, KeyRing, PeerAddr, PeerTransport, RelayedAddr, Session, Transport};
+use crate::{FiveTuple, IntegrityKey, Key, KeyRing, PeerAddr, PeerTransport, RelayedAddr, Session, Ticket, Transport};
 
 /// A ULID: 48 bits of Unix milliseconds, 80 random bits, big endian. Sorts by creation.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -34,6 +34,8 @@ pub struct Record {
     pub relayed: Vec<RelayedAddr>,
     /// How it talks to its peers. A TCP allocation ends with its process (RFC 6062 §5.5): its record restores nothing.
     pub peer_transport: PeerTransport,
+    /// Of a mobile client (RFC 8016); `five_tuple` is the old one during a move.
+    pub mobility: Option<MobilityRecord>,
     /// USERNAME of the Allocate, opaque bytes.
     pub username: Vec<u8>,
     /// What is left of the access token it was made with (RFC 7635).
@@ -48,6 +50,26 @@ pub struct Record {
     pub permissions: Vec<(IpAddr, u64)>,
     /// (channel number, peer, Unix ms of expiry).
     pub channels: Vec<(u16, PeerAddr, u64)>,
+}
+
+/// What moves an allocation to another five-tuple (RFC 8016).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MobilityRecord {
+    /// The ticket that moves it next.
+    pub ticket: Ticket,
+    /// A move that has not ended.
+    pub moving: Option<MoveRecord>,
+}
+
+/// A move that has not ended: the client has not sent from there yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MoveRecord {
+    /// Where to.
+    pub to: FiveTuple,
+    /// The ticket that began it.
+    pub by: Ticket,
+    /// Of the request that began it, to know it again.
+    pub transaction_id: [u8; 12],
 }
 
 /// Why an allocation ended.
@@ -119,6 +141,8 @@ mod tag {
     pub(super) const PEER_TRANSPORT: u8 = 13;
     /// End of an access token (8 bytes) and its session key.
     pub(super) const SESSION: u8 = 15;
+    /// Ticket; in a move also where to, by which ticket and transaction.
+    pub(super) const MOBILITY: u8 = 14;
     pub(super) const FAMILY_EXPIRES_AT: u8 = 16;
     pub(super) const SEAL: u8 = 255;
 }
@@ -135,10 +159,18 @@ impl Record {
         writer.number(tag::SEQUENCE, self.sequence);
         writer.section(tag::ID, |out| out.extend(self.id.0));
         writer.section(tag::FIVE_TUPLE, |out| {
-            out.push(self.five_tuple.transport as u8);
-            write_address(out, self.five_tuple.client);
-            write_address(out, self.five_tuple.server);
+            write_five_tuple(out, self.five_tuple);
         });
+        if let Some(mobility) = &self.mobility {
+            writer.section(tag::MOBILITY, |out| {
+                out.extend(mobility.ticket.as_bytes());
+                if let Some(moving) = &mobility.moving {
+                    write_five_tuple(out, moving.to);
+                    out.extend(moving.by.as_bytes());
+                    out.extend(moving.transaction_id);
+                }
+            });
+        }
         writer.list(tag::RELAYED, &self.relayed, |out, relayed| {
             write_address(out, relayed.bound);
             write_address(out, relayed.advertised);
@@ -298,6 +330,12 @@ fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
     }
 }
 
+fn write_five_tuple(out: &mut Vec<u8>, five_tuple: FiveTuple) {
+    out.push(five_tuple.transport as u8);
+    write_address(out, five_tuple.client);
+    write_address(out, five_tuple.server);
+}
+
 fn write_address(out: &mut Vec<u8>, address: SocketAddr) {
     write_ip(out, address.ip());
     out.extend(address.port().to_be_bytes());
@@ -315,6 +353,7 @@ struct Sections {
     sequence: Option<u64>,
     id: Option<AllocationId>,
     five_tuple: Option<FiveTuple>,
+    mobility: Option<MobilityRecord>,
     relayed: Vec<RelayedAddr>,
     peer_transport: PeerTransport,
     username: Option<Vec<u8>>,
@@ -341,6 +380,7 @@ impl Sections {
                 tag::SEQUENCE => sections.sequence = Some(value.u64()?),
                 tag::ID => sections.id = Some(AllocationId(value.array()?)),
                 tag::FIVE_TUPLE => sections.five_tuple = Some(value.five_tuple()?),
+                tag::MOBILITY => sections.mobility = Some(value.mobility()?),
                 tag::RELAYED => value.list(&mut sections.relayed, |value| {
                     Some(RelayedAddr { bound: value.address()?, advertised: value.address()? })
                 })?,
@@ -385,6 +425,7 @@ impl Sections {
             sequence,
             id,
             five_tuple: self.five_tuple?,
+            mobility: self.mobility,
             relayed: self.relayed,
             peer_transport: self.peer_transport,
             username: self.username?,
@@ -454,6 +495,20 @@ impl<'a> Reader<'a> {
             .into_iter()
             .find(|transport| *transport as u8 == number)?;
         Some(FiveTuple { transport, client: self.address()?, server: self.address()? })
+    }
+
+    fn mobility(&mut self) -> Option<MobilityRecord> {
+        let ticket = Ticket::from_bytes(self.array()?);
+        let moving = if self.0.is_empty() {
+            None
+        } else {
+            Some(MoveRecord {
+                to: self.five_tuple()?,
+                by: Ticket::from_bytes(self.array()?),
+                transaction_id: self.array()?,
+            })
+        };
+        Some(MobilityRecord { ticket, moving })
     }
 
     fn list<T>(&mut self, items: &mut Vec<T>, read: impl Fn(&mut Self) -> Option<T>) -> Option<()> {

@@ -29,6 +29,7 @@ fn record() -> Record {
         created_at: 1_700_000_000_123,
         expires_at: 1_700_000_600_123,
         family_expires_at: Vec::new(),
+        mobility: None,
         permissions: vec![
             ("192.0.2.1".parse().expect("literal"), 1_700_000_300_123),
             ("192.0.2.2".parse().expect("literal"), 1_700_000_300_124),

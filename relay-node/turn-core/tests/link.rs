@@ -102,6 +102,7 @@ impl World {
                 }
             }
             Verdict::Done | Verdict::Drop(_) => {}
+            Verdict::Elsewhere(worker) => panic!("there is no {worker:?}"),
             Verdict::Reply { out } => panic!("a reply to {out:?}"),
         }
     }

@@ -24,6 +24,7 @@ fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
         created_at: 0,
         expires_at,
         family_expires_at: Vec::new(),
+        mobility: None,
         permissions: Vec::new(),
         channels: Vec::new(),
     }

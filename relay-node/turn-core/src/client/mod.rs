@@ -8,6 +8,7 @@
 //! makes a ConnectionBind there and has done its work with [`Event::ConnectionBound`]: what comes behind is the peer's.
 
 mod challenge;
+mod extensions;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,13 +20,14 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::SeedableRng;
 
 use crate::wire::attribute::{
-    self, AttributeType, Lifetime, RequestedAddressFamily, RequestedTransport, XorMappedAddress, XorPeerAddress,
-    XorRelayedAddress,
+    self, AttributeType, Lifetime, MobilityTicket, RequestedAddressFamily, RequestedTransport, XorMappedAddress,
+    XorPeerAddress, XorRelayedAddress,
 };
 use crate::wire::{ChannelData, ChannelNumber, Class, ErrorCode, Kind, Message, MessageWriter, Method, kind};
 use crate::{Family, PeerConnectionId, PeerTransport, Transport};
 use challenge::Challenge;
 pub use challenge::Security;
+pub use extensions::Extensions;
 use transaction::{Expiry, Transactions};
 
 /// Permissions and channels are renewed this often: as browsers do, well inside 300 s (RFC 8656 §9).
@@ -64,6 +66,12 @@ pub enum Event {
         /// Seconds.
         lifetime: u32,
     },
+    /// After [`Event::Allocated`]: the second relayed address of a dual allocation.
+    AlsoRelayed(SocketAddr),
+    /// After [`Event::Allocated`] or [`Event::Refreshed`]: what the allocation can be moved with (RFC 8016).
+    Ticket(Vec<u8>),
+    /// The network reported an error for what was sent to a peer (RFC 8656 §11.6).
+    Icmp(SocketAddr, attribute::Icmp),
     /// The allocation lives for so many seconds from now; 0 is the end of it.
     Refreshed(u32),
     /// Peers at these IPs may send.
@@ -102,6 +110,8 @@ pub(crate) enum Request {
     Binding,
     Allocate(PeerTransport),
     Refresh(u32),
+    /// With this ticket.
+    Resume(Vec<u8>),
     CreatePermission(Vec<IpAddr>),
     ChannelBind(ChannelNumber, SocketAddr),
     Connect(SocketAddr),
@@ -113,7 +123,7 @@ impl Request {
         match self {
             Self::Binding => Method::Binding,
             Self::Allocate(_) => Method::Allocate,
-            Self::Refresh(_) => Method::Refresh,
+            Self::Refresh(_) | Self::Resume(_) => Method::Refresh,
             Self::CreatePermission(_) => Method::CreatePermission,
             Self::ChannelBind(..) => Method::ChannelBind,
             Self::Connect(_) => Method::Connect,
@@ -127,6 +137,7 @@ impl Request {
 pub struct Client {
     config: ClientConfig,
     security: Security,
+    extensions: Extensions,
     random: ChaCha12Rng,
     challenge: Option<Challenge>,
     transactions: Transactions,
@@ -146,6 +157,7 @@ impl Client {
             transactions: Transactions::new(config.transport.is_stream()),
             config,
             security: Security::default(),
+            extensions: Extensions::default(),
             challenge: None,
             transmit: VecDeque::new(),
             events: VecDeque::new(),
@@ -303,8 +315,15 @@ impl Client {
                 if let Some(lifetime) = self.config.lifetime {
                     writer.attribute(&Lifetime(lifetime));
                 }
-                if let Some(family) = self.config.family {
+                if let Some(family) = self.config.family.filter(|_| !self.extensions.dual) {
                     writer.attribute(&RequestedAddressFamily(family as u8));
+                }
+                self.write_extensions(&mut writer);
+            }
+            Request::Resume(ticket) => {
+                writer.attribute(&MobilityTicket(ticket));
+                if let Some(lifetime) = self.config.lifetime {
+                    writer.attribute(&Lifetime(lifetime));
                 }
             }
             Request::Refresh(lifetime) => {
@@ -358,6 +377,8 @@ impl Client {
         let peer = message.attribute::<XorPeerAddress>().ok().flatten();
         if let (Some(XorPeerAddress(peer)), Some(range)) = (peer, message.range(AttributeType::DATA)) {
             self.events.push_back(Event::Data(peer, range));
+        } else {
+            self.on_icmp(message);
         }
     }
 
@@ -417,7 +438,7 @@ impl Client {
                 self.keep_alive(now, lifetime);
                 Event::Allocated { relayed, mapped, lifetime }
             }
-            (Request::Refresh(_), .., Some(Lifetime(lifetime))) => {
+            (Request::Refresh(_) | Request::Resume(_), .., Some(Lifetime(lifetime))) => {
                 self.keep_alive(now, lifetime);
                 Event::Refreshed(lifetime)
             }
@@ -437,6 +458,7 @@ impl Client {
             _ => return self.fail(&request, Failure::Invalid),
         };
         self.events.push_back(event);
+        self.read_extensions(&request, message);
     }
 
     /// Refresh a minute before the end, or at half of a short life, as browsers do.

@@ -11,8 +11,8 @@ use super::reply::Request;
 use super::table::{Beginning, Slot};
 use super::{BindRequest, Host, Now, PortRequest, Server, Verdict};
 use crate::wire::attribute::{
-    AdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken,
-    XorRelayedAddress,
+    AdditionalAddressFamily, EvenPort, Lifetime, MobilityTicket, RequestedAddressFamily, RequestedTransport,
+    ReservationToken, XorRelayedAddress,
 };
 use crate::wire::{ErrorCode, Message};
 use crate::{AllocationId, Family, Limits, Session, credential, policy};
@@ -91,6 +91,7 @@ impl Server {
         {
             return Err(ErrorCode::BAD_REQUEST);
         }
+        let mobile = self.asks_for_ticket(request, transport)?;
         let family = match requested {
             None | Some(RequestedAddressFamily(1)) => Family::V4,
             Some(RequestedAddressFamily(2)) => Family::V6,
@@ -129,6 +130,9 @@ impl Server {
         allocation.address_error = bound.refused;
         allocation.session = user.session;
         self.join_meters(slot, host);
+        if mobile {
+            self.make_mobile(slot);
+        }
         self.record(slot, request.now);
         Ok(self.allocated(slot, request, user))
     }
@@ -139,6 +143,7 @@ impl Server {
         let end = relays.last_end().unwrap_or(request.now.mono);
         let lifetime = remaining(end.saturating_duration_since(request.now.mono));
         let (reservation, address_error) = (allocation.reservation, allocation.address_error);
+        let ticket = allocation.mobility().map(|mobility| mobility.ticket.text());
         self.success(request, user, |writer| {
             for relay in relays.iter() {
                 writer.attribute(&XorRelayedAddress(relay.address.advertised));
@@ -150,6 +155,9 @@ impl Server {
             }
             if let Some(error) = &address_error {
                 writer.attribute(error);
+            }
+            if let Some(ticket) = &ticket {
+                writer.attribute(&MobilityTicket(ticket));
             }
         })
     }
@@ -377,7 +385,7 @@ mod tests {
             assert_eq!(reply.code(), *expected, "{what}");
             assert!(reply.message().verify_integrity(&lab.credentials().key()), "{what}");
             assert_eq!(lab.server.allocations(), usize::from(*expected == 0), "{what}");
-            assert_eq!(lab.outputs().len(), usize::from(*expected == 0), "{what}");
+            assert_eq!(lab.changes().len(), usize::from(*expected == 0), "{what}");
             assert_eq!(lab.host.bound(), usize::from(*expected == 0), "{what}");
         }
     }

@@ -97,7 +97,7 @@ impl Server {
         }
         let algorithm = algorithm(message, nonce, sha256)?;
 
-        let held = self.table.by_five_tuple(&request.from).map(|slot| self.table.get(slot));
+        let held = self.meant(request).map(|slot| self.table.get(slot));
         let found = match username {
             Some(Username(name)) => match self.by_token(request, name, held) {
                 Some(session) => session.filter(|identity| {

@@ -167,6 +167,7 @@ impl Server {
         let Some(slot) = self.live(now, from) else {
             return Verdict::Drop(DropReason::NoAllocation);
         };
+        self.heard_from(now, slot, from);
         match self.table.get(slot).channels.by_number(data.channel(), now.mono) {
             Some(&Channel { peer, .. }) => self.relay_to_peer(now, slot, peer, data.range(), ip, host),
             None => Verdict::Drop(DropReason::NoChannel),

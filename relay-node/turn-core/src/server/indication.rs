@@ -27,6 +27,7 @@ impl Server {
         let Some(slot) = self.live(now, from) else {
             return Verdict::Drop(DropReason::NoAllocation);
         };
+        self.heard_from(now, slot, from);
         let allocation = self.table.get(slot);
         // RFC 6062 §4.5: data of a TCP allocation goes by its data connections.
         if allocation.peer_connections().is_some() {

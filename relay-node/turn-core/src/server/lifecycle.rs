@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::{CHANNEL_LIFETIME, Channel};
 use super::directory::Directory;
+use super::mobility::mobility_record;
 use super::permission::PERMISSION_LIFETIME;
 use super::relays::{Relay, Relays};
 use super::table::{Allocation, Beginning, Slot};
@@ -45,6 +46,7 @@ impl Server {
             five_tuple: allocation.five_tuple(),
             relayed: allocation.relays().iter().map(|relay| relay.address).collect(),
             peer_transport: allocation.peer_transport(),
+            mobility: mobility_record(allocation),
             username: allocation.username.to_vec(),
             session: allocation.session,
             created_at: allocation.created_at,
@@ -76,6 +78,7 @@ impl Server {
     /// Ends an allocation: the tombstone first, then its addresses go back.
     pub(super) fn end(&mut self, slot: Slot, reason: EndReason) {
         let allocation = self.table.remove(slot);
+        self.forget_mobility(&allocation);
         self.outputs.push_back(Output::Record(Change::End {
             id: allocation.id,
             epoch: self.epoch,
@@ -107,18 +110,18 @@ impl Server {
     }
 
     /// A stream that took over the five-tuple of an older one proves that the older one has closed.
-    pub(super) fn supersede_connection(&mut self, from: &crate::FiveTuple, path: Path) {
+    pub(super) fn supersede_connection(&mut self, now: Now, from: &crate::FiveTuple, path: Path) {
         if let Some(slot) = self.table.by_five_tuple(from)
-            && let held @ Path::Connection(_) = self.table.get(slot).path()
+            && let held @ Path::Connection(_) = self.table.get(slot).path_of(from)
             && held != path
         {
-            self.end(slot, EndReason::Closed);
+            self.stream_closed(now, slot, held);
         }
     }
 
-    pub(super) fn closed(&mut self, connection: ConnectionId) {
+    pub(super) fn closed(&mut self, now: Now, connection: ConnectionId) {
         if let Some(slot) = self.table.by_connection(connection) {
-            self.end(slot, EndReason::Closed);
+            self.stream_closed(now, slot, Path::Connection(connection));
         }
     }
 
@@ -167,6 +170,7 @@ impl Server {
             }
             // The same allocation, as of later; an address that it gave up since goes back.
             let before = self.table.remove(slot);
+            self.forget_mobility(&before);
             for relay in before.relays().iter() {
                 if !record.relayed.iter().any(|relayed| relayed.bound == relay.address.bound) {
                     self.release(relay.address, &before.username);
@@ -222,6 +226,9 @@ impl Server {
             return false;
         };
         self.join_meters(slot, host);
+        if let Some(mobility) = &record.mobility {
+            self.restore_mobility(slot, mobility);
+        }
         let policy = &self.settings.policy;
         let has = |ip: IpAddr| relays.of(Family::of(ip)).is_some();
         let allocation = self.table.get_mut(slot);

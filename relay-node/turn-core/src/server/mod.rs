@@ -9,6 +9,7 @@
 //! | `relay`, `icmp` | packets between client and peers, and errors of the network about them |
 //! | `tcp` | TCP allocations (RFC 6062): Connect, ConnectionBind, ConnectionAttempt |
 //! | `lifecycle` | records, restore, ends, new settings |
+//! | `mobility` | allocations that go on from another five-tuple |
 //! | `relays` | one relayed address, or one of each family |
 //! | `table`, `timer` | the allocations and their indexes |
 
@@ -23,6 +24,7 @@ mod indication;
 #[cfg(test)]
 mod lab;
 mod lifecycle;
+mod mobility;
 mod permission;
 mod refresh;
 mod relay;
@@ -48,6 +50,7 @@ use self::reply::{REPLY, Request};
 use self::strangers::Strangers;
 use self::table::Table;
 use crate::meter::Meters;
+use crate::ticket::Ticket;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
@@ -215,6 +218,15 @@ impl Head {
     /// Nothing.
     pub const EMPTY: Self = Self { bytes: [0; Self::MAX], len: 0 };
 
+    /// These bytes, if they are not too many.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let mut head = Self::EMPTY;
+        head.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        // At most MAX.
+        head.len = bytes.len() as u8;
+        Some(head)
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
@@ -242,6 +254,8 @@ pub enum Verdict {
         /// Always [`Out::Client`].
         out: Out,
     },
+    /// The allocation that the request is about belongs to this worker: hand the packet to its server, as it is.
+    Elsewhere(WorkerId),
     /// Nothing to send.
     Done,
     /// Nothing to send, and the packet is counted under this reason.
@@ -262,6 +276,22 @@ pub enum Output {
     Record(Change),
     /// The connection's allocation was revoked or broken: close it.
     Close(ConnectionId),
+    /// This server has the allocation of a ticket from now on, or has it no more: for [`Host::ticket_owner`].
+    Ticket {
+        /// The ticket.
+        ticket: Ticket,
+        /// Whether it has it.
+        held: bool,
+    },
+    /// Packets of a five-tuple are for this server from now on, whatever its address hashes to; or no more.
+    Serve {
+        /// The client's.
+        five_tuple: FiveTuple,
+        /// The way to it.
+        path: Path,
+        /// Whether they are.
+        served: bool,
+    },
     /// This peer data connection waits for a ConnectionBind of this user from now on; what the peer sends meanwhile is
     /// kept (RFC 6062 §5.2, §5.3).
     Pend {
@@ -315,6 +345,12 @@ pub trait Host {
     fn meters(&mut self, quota_key: &[u8]) -> Meters {
         let _ = quota_key;
         Meters::default()
+    }
+
+    /// The worker whose server has the allocation of a ticket (RFC 8016). Never blocks, never allocates.
+    fn ticket_owner(&self, ticket: &Ticket) -> Option<WorkerId> {
+        let _ = ticket;
+        None
     }
 
     /// Whether an address belongs to this node, to another member or to the internet. Never blocks, never allocates.
@@ -496,7 +532,7 @@ impl Server {
         match input {
             Input::FromClient { from, path, packet, ip } => return self.on_client(now, from, path, packet, ip, host),
             Input::FromPeer { relayed, from, packet, ip } => return self.on_peer(now, &relayed, from, packet, ip),
-            Input::Closed(connection) => self.closed(connection),
+            Input::Closed(connection) => self.closed(now, connection),
             Input::Restore { record, path } => self.restore(now, *record, path, host),
             Input::Configure(settings) => self.configure(now, settings),
             Input::Own { epoch } => self.epoch = epoch,
@@ -562,7 +598,10 @@ impl Server {
             return Verdict::Drop(DropReason::NotReady);
         }
         self.expire(request.now);
-        self.supersede_connection(&request.from, request.path);
+        self.supersede_connection(request.now, &request.from, request.path);
+        if let Some(worker) = self.elsewhere(&request, host) {
+            return Verdict::Elsewhere(worker);
+        }
         if self.is_one_too_many(&request) {
             return Verdict::Drop(DropReason::TooManyStrangers);
         }

@@ -2,33 +2,68 @@
 
 use super::allocate::{lifetime, remaining, within_session};
 use super::auth::User;
+use super::mobility::Resumption;
 use super::reply::Request;
 use super::table::Slot;
 use super::{Now, Server, Verdict};
+use crate::ticket::Ticket;
 use crate::wire::ErrorCode;
-use crate::wire::attribute::{Lifetime, RequestedAddressFamily};
+use crate::wire::attribute::{Lifetime, MobilityTicket, RequestedAddressFamily};
 use crate::{EndReason, Family};
 
 impl Server {
     /// RFC 8656 §8.2. A deletion that comes again is 437, as its note says: the client takes it for success.
     pub(super) fn refresh(&mut self, request: &Request<'_>, user: &User<'_>) -> Result<Verdict, ErrorCode> {
-        let slot = self.held(request, user)?;
+        let ticket = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+        let slot = match ticket {
+            None => self.held(request, user)?,
+            Some(MobilityTicket(text)) => match self.resumption(request, user, text)? {
+                Resumption::Of(slot) => slot,
+                Resumption::Again(slot) => return Ok(self.resumed_again(slot, request, user)),
+            },
+        };
         let requested = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
         let family = self.family_of(slot, requested)?;
         let proposed = request.message.attribute().map_err(|_| ErrorCode::BAD_REQUEST)?;
+        let mut next = None;
         let granted = if proposed == Some(Lifetime(0)) {
             self.delete(slot, family, request.now);
             Lifetime(0)
         } else {
             let lifetime = within_session(lifetime(proposed, &self.settings.limits), user.session, request.now);
+            if ticket.is_some() {
+                next = self.begin_move(slot, request);
+            }
             self.table.get_mut(slot).session = user.session;
             self.table.set_deadline(slot, family, request.now.mono + lifetime);
             self.record(slot, request.now);
             remaining(lifetime)
         };
-        Ok(self.success(request, user, |writer| {
+        Ok(self.refreshed(request, user, granted, next))
+    }
+
+    fn refreshed(
+        &mut self,
+        request: &Request<'_>,
+        user: &User<'_>,
+        granted: Lifetime,
+        next: Option<Ticket>,
+    ) -> Verdict {
+        self.success(request, user, |writer| {
             writer.attribute(&granted);
-        }))
+            if let Some(ticket) = next {
+                writer.attribute(&MobilityTicket(&ticket.text()));
+            }
+        })
+    }
+
+    /// RFC 8016 §3.2.2: a retransmission gets the answer that was lost.
+    fn resumed_again(&mut self, slot: Slot, request: &Request<'_>, user: &User<'_>) -> Verdict {
+        let allocation = self.table.get(slot);
+        let end = allocation.relays().last_end().unwrap_or(request.now.mono);
+        let left = remaining(end.saturating_duration_since(request.now.mono));
+        let ticket = allocation.mobility().map(|mobility| mobility.ticket);
+        self.refreshed(request, user, left, ticket)
     }
 
     /// RFC 8656 §8.1: which family a Refresh is about; without REQUESTED-ADDRESS-FAMILY all there are.

@@ -63,6 +63,13 @@ impl Relays {
         }
     }
 
+    /// Brings the end of each nearer.
+    pub(super) fn shorten(&mut self, deadline: Instant) {
+        for relay in self.0.iter_mut().flatten() {
+            relay.deadline = relay.deadline.min(deadline);
+        }
+    }
+
     /// Takes one out.
     pub(super) fn remove(&mut self, family: Family) -> Option<Relay> {
         self.0[place(family)].take()

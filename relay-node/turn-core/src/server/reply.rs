@@ -63,7 +63,7 @@ impl Server {
         if *self.table.get(slot).username != *user.name {
             return Err(ErrorCode::WRONG_CREDENTIALS);
         }
-        self.table.set_datagram_path(slot, request.path);
+        self.table.set_datagram_path(slot, &request.from, request.path);
         Ok(slot)
     }
 

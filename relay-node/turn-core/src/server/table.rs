@@ -10,11 +10,13 @@ use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
 use super::icmp::IcmpBudget;
+use super::mobility::{Mobility, Move};
 use super::permission::Permissions;
 use super::relays::{Relay, Relays};
 use super::tcp::PeerConnections;
 use super::timer::Timers;
 use crate::meter::{Meters, OwnMeter};
+use crate::ticket::Ticket;
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::error_code::AddressErrorCode;
@@ -58,6 +60,8 @@ pub(super) struct Allocation {
     pub(super) meter: OwnMeter,
     /// Joined where a limit is set.
     pub(super) meters: Meters,
+    /// On the heap: most clients are not mobile.
+    mobility: Option<Box<Mobility>>,
     /// Of a TCP allocation.
     peer_connections: Option<PeerConnections>,
 }
@@ -87,6 +91,19 @@ impl Allocation {
         &self.relays
     }
 
+    /// Of a mobile client (RFC 8016).
+    pub(super) fn mobility(&self) -> Option<&Mobility> {
+        self.mobility.as_deref()
+    }
+
+    /// The way to one of its two five-tuples during a move, to its only one else.
+    pub(super) fn path_of(&self, five_tuple: &FiveTuple) -> Path {
+        match self.mobility.as_ref().and_then(|mobility| mobility.moving) {
+            Some(moving) if moving.to == *five_tuple => moving.path,
+            _ => self.path,
+        }
+    }
+
     /// Whether any of its relayed addresses has not ended.
     pub(super) fn is_live(&self, now: Instant) -> bool {
         self.relays.last_end().is_some_and(|end| end > now)
@@ -111,6 +128,7 @@ pub(super) struct Table {
     slot_by_bound: HashMap<SocketAddr, Slot, FxBuildHasher>,
     slot_by_id: HashMap<AllocationId, Slot, FxBuildHasher>,
     slot_by_connection: HashMap<ConnectionId, Slot, FxBuildHasher>,
+    slot_by_ticket: HashMap<Ticket, Slot, FxBuildHasher>,
     timers: Timers,
     /// Of peer connections that wait for something: the earliest of each allocation.
     connection_timers: Timers,
@@ -126,6 +144,7 @@ impl Table {
             slot_by_bound: HashMap::default(),
             slot_by_id: HashMap::default(),
             slot_by_connection: HashMap::default(),
+            slot_by_ticket: HashMap::default(),
             timers: Timers::default(),
             connection_timers: Timers::default(),
         }
@@ -149,6 +168,11 @@ impl Table {
 
     pub(super) fn by_connection(&self, connection: ConnectionId) -> Option<Slot> {
         self.slot_by_connection.get(&connection).copied()
+    }
+
+    /// By the ticket that moves it next, or by the one that began the move it is in.
+    pub(super) fn by_ticket(&self, ticket: &Ticket) -> Option<Slot> {
+        self.slot_by_ticket.get(ticket).copied()
     }
 
     /// The allocation of a slot that one of the lookups gave since the last removal.
@@ -204,6 +228,7 @@ impl Table {
             icmp: IcmpBudget::default(),
             meter: OwnMeter::default(),
             meters: Meters::default(),
+            mobility: None,
             peer_connections: (peer_transport == PeerTransport::Tcp).then(PeerConnections::default),
         });
         self.slot_by_five_tuple.insert(five_tuple, slot);
@@ -220,6 +245,11 @@ impl Table {
 
     /// Takes an allocation out, with its timer.
     pub(super) fn remove(&mut self, slot: Slot) -> Allocation {
+        self.forget_move(slot);
+        if let Some(mobility) = self.get(slot).mobility() {
+            let ticket = mobility.ticket;
+            self.slot_by_ticket.remove(&ticket);
+        }
         let allocation = self.slots[slot.index()].take().expect("slot of a live allocation");
         self.free.push(slot);
         self.slot_by_five_tuple.remove(&allocation.five_tuple);
@@ -227,12 +257,77 @@ impl Table {
             self.slot_by_bound.remove(&relay.address.bound);
         }
         self.slot_by_id.remove(&allocation.id);
-        if let Some(connection) = connection(allocation.path) {
-            self.slot_by_connection.remove(&connection);
-        }
+        self.forget_connection(slot, allocation.path);
         self.timers.disarm(slot);
         self.connection_timers.disarm(slot);
         allocation
+    }
+
+    /// Gives an allocation its ticket; one that has begun no move.
+    pub(super) fn make_mobile(&mut self, slot: Slot, mobility: Mobility) {
+        let before = self.get_mut(slot).mobility.replace(Box::new(mobility));
+        if let Some(before) = before {
+            self.slot_by_ticket.remove(&before.ticket);
+        }
+        self.slot_by_ticket.insert(mobility.ticket, slot);
+    }
+
+    /// Gives a mobile allocation that is in no move a second five-tuple, which nobody has, and the ticket for the next.
+    pub(super) fn begin_move(&mut self, slot: Slot, moving: Move, ticket: Ticket) {
+        if let Some(mobility) = self.get_mut(slot).mobility.as_deref_mut() {
+            *mobility = Mobility { ticket, moving: Some(moving) };
+            self.slot_by_five_tuple.insert(moving.to, slot);
+            self.slot_by_ticket.insert(ticket, slot);
+            if let Some(connection) = connection(moving.path) {
+                self.slot_by_connection.insert(connection, slot);
+            }
+        }
+    }
+
+    /// The second five-tuple becomes the only one; what was the first, the way to it, and the ticket that began the move.
+    pub(super) fn end_move(&mut self, slot: Slot) -> Option<(FiveTuple, Path, Ticket)> {
+        let allocation = self.get_mut(slot);
+        let moving = allocation.mobility.as_mut()?.moving.take()?;
+        let from = std::mem::replace(&mut allocation.five_tuple, moving.to);
+        let path = std::mem::replace(&mut allocation.path, moving.path);
+        self.slot_by_five_tuple.remove(&from);
+        self.slot_by_ticket.remove(&moving.by);
+        self.forget_connection(slot, path);
+        Some((from, path, moving.by))
+    }
+
+    /// The first five-tuple stays the only one. The ticket is good for another move.
+    pub(super) fn cancel_move(&mut self, slot: Slot) -> Option<Move> {
+        let moving = self.forget_move(slot)?;
+        if let Some(mobility) = self.get_mut(slot).mobility.as_deref_mut() {
+            mobility.moving = None;
+        }
+        Some(moving)
+    }
+
+    /// Takes what is of a move out of the indexes.
+    fn forget_move(&mut self, slot: Slot) -> Option<Move> {
+        let moving = self.get(slot).mobility()?.moving?;
+        self.slot_by_five_tuple.remove(&moving.to);
+        self.slot_by_ticket.remove(&moving.by);
+        self.forget_connection(slot, moving.path);
+        Some(moving)
+    }
+
+    /// The connection of a mobile allocation has closed: it waits for its client until then at most.
+    pub(super) fn disconnect(&mut self, slot: Slot, deadline: Instant) {
+        self.forget_connection(slot, self.get(slot).path);
+        self.get_mut(slot).relays.shorten(deadline);
+        self.rearm(slot);
+    }
+
+    /// A connection may have closed before its allocation ended.
+    fn forget_connection(&mut self, slot: Slot, path: Path) {
+        if let Some(connection) = connection(path)
+            && self.slot_by_connection.get(&connection) == Some(&slot)
+        {
+            self.slot_by_connection.remove(&connection);
+        }
     }
 
     /// Moves the end of one family of an allocation, or of all there are.
@@ -260,10 +355,14 @@ impl Table {
     }
 
     /// Changes the datagram way back to the client; a connection is for the life of the allocation.
-    pub(super) fn set_datagram_path(&mut self, slot: Slot, path: Path) {
+    pub(super) fn set_datagram_path(&mut self, slot: Slot, five_tuple: &FiveTuple, path: Path) {
         let allocation = self.get_mut(slot);
-        if connection(allocation.path).is_none() && connection(path).is_none() {
-            allocation.path = path;
+        let held = match allocation.mobility.as_mut().and_then(|mobility| mobility.moving.as_mut()) {
+            Some(moving) if moving.to == *five_tuple => &mut moving.path,
+            _ => &mut allocation.path,
+        };
+        if connection(*held).is_none() && connection(path).is_none() {
+            *held = path;
         }
     }
 
@@ -457,7 +556,8 @@ mod tests {
                 (1, Some(slot)) => {
                     let family = [None, Some(Family::V4), Some(Family::V6)][rng.next_u32() as usize % 3];
                     table.set_deadline(slot, family, start + Duration::from_secs(u64::from(rng.next_u32() % 50)));
-                    table.set_datagram_path(slot, Path::Listener(ListenerId(1)));
+                    let five_tuple = table.get(slot).five_tuple;
+                    table.set_datagram_path(slot, &five_tuple, Path::Listener(ListenerId(1)));
                 }
                 (2, Some(slot)) => {
                     let before = table.get(slot).relays.iter().count();

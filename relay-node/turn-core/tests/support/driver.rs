@@ -1,13 +1,14 @@
 //! Bytes as a history: what a fuzzer or a property test makes up, done to a server, with what must hold after each step.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use turn_core::client::{Client, Event};
+use turn_core::client::{Client, Event, Extensions};
 use turn_core::wire::ChannelNumber;
 use turn_core::{
     ConnectionId, Family, FiveTuple, Input, IpMeta, Output, Path, PeerAddr, PeerConnectionId, PeerEvent, Policy,
-    Record, RelayedAddr, Server, Settings, Transport, Verdict,
+    Record, RelayedAddr, Server, Settings, Ticket, Transport, Verdict,
 };
 
 use super::{Clock, Held, PATH, Ports, addr, five_tuple};
@@ -24,6 +25,12 @@ struct Driver {
     ports: Ports,
     clients: Vec<Client>,
     last: Vec<u8>,
+    /// The port of each client now: mobile ones move.
+    places: Vec<u16>,
+    /// What each client can move with.
+    last_ticket: Vec<Vec<u8>>,
+    /// What the server says it has.
+    tickets: HashSet<Ticket>,
     records: Vec<Record>,
     draining: bool,
     /// Data connections so far.
@@ -42,6 +49,9 @@ pub fn drive(bytes: &[u8]) {
         ports: Ports::default(),
         clients: (0..CLIENTS as u8).map(client).collect(),
         last: Vec::new(),
+        places: (0..CLIENTS as u16).collect(),
+        last_ticket: vec![Vec::new(); CLIENTS],
+        tickets: HashSet::new(),
         records: Vec::new(),
         draining: false,
         data_connections: 0,
@@ -129,6 +139,16 @@ impl Driver {
                 self.peer_event(relayed, connection, PeerEvent::Arrived(PeerAddr::new(peer)));
             }
             19 => self.move_on(argument),
+            21 => {
+                let extensions = Extensions { dual: argument & 1 != 0, mobility: argument & 2 != 0 };
+                self.clients[index].extend(extensions);
+            }
+            22 if index != STREAM => {
+                // To another port, or to the same, with the ticket it has or had.
+                self.places[index] = (index + CLIENTS * 8 * usize::from(argument % 3)) as u16;
+                let ticket = self.last_ticket[index].clone();
+                self.clients[index].resume(mono, &ticket);
+            }
             20 => {
                 self.serve(Input::Closed(ConnectionId(STREAM as u64)), &[]);
                 self.clients[STREAM].abandon();
@@ -239,6 +259,9 @@ impl Driver {
                     self.clients[index].handle_packet(mono, &reply);
                 }
                 while let Some(event) = self.clients[index].poll_event() {
+                    if let Event::Ticket(ticket) = &event {
+                        self.last_ticket[index].clone_from(ticket);
+                    }
                     assert!(!matches!(event, Event::Failed(_, turn_core::client::Failure::Invalid)), "{event:?}");
                 }
                 self.last = packet;
@@ -248,7 +271,8 @@ impl Driver {
 
     /// Hands in a packet of a client; true if it was answered.
     fn hand_in(&mut self, index: usize, packet: &[u8]) -> bool {
-        let mut from = five_tuple(client_address(index));
+        let place = self.places.get(index).map_or(index, |place| usize::from(*place));
+        let mut from = five_tuple(client_address(place));
         let mut path = PATH;
         if index == STREAM {
             from.transport = Transport::Tcp;
@@ -283,7 +307,11 @@ impl Driver {
                     assert!(matches!(self.ports.peer_connections.get(&peer), Some((_, Held::Bound))), "claimed first");
                 }
                 Output::ClosePeer(connection) => drop(self.ports.peer_connections.remove(&connection)),
-                Output::Record(_) | Output::Close(_) => {}
+                Output::Ticket { ticket, held } => {
+                    let known = if held { self.tickets.insert(ticket) } else { self.tickets.remove(&ticket) };
+                    assert!(known, "a ticket is held once and let go once");
+                }
+                Output::Record(_) | Output::Close(_) | Output::Serve { .. } => {}
             }
         }
         verdict
@@ -293,6 +321,9 @@ impl Driver {
         for (relayed, _) in self.ports.peer_connections.values() {
             assert!(self.ports.held.contains_key(&relayed.advertised), "a connection ends with its allocation");
         }
+        let mobile = self.server.records(self.clock.now()).filter_map(|record| record.mobility);
+        let tickets: usize = mobile.map(|mobility| 1 + usize::from(mobility.moving.is_some())).sum();
+        assert!(tickets <= self.tickets.len(), "a ticket that nobody was told of");
         let held: usize = self.server.records(self.clock.now()).map(|record| record.relayed.len()).sum();
         let live = self.server.records(self.clock.now()).count();
         // What has ended since the last timeout is held, but in no record.
