@@ -44,12 +44,13 @@ pub(super) enum Applied {
 }
 
 /// The bytes of something to send, and how.
+#[derive(Clone, Copy)]
 pub(super) struct Gathered {
-    head: Head,
-    body: Body,
-    padding: u8,
-    ip: IpMeta,
-    direction: Option<Direction>,
+    pub(super) head: Head,
+    pub(super) body: Body,
+    pub(super) padding: u8,
+    pub(super) ip: IpMeta,
+    pub(super) direction: Option<Direction>,
 }
 
 impl Gathered {
@@ -62,11 +63,19 @@ impl Gathered {
 impl Worker {
     /// Hands a packet to the core and applies what it says. Whether the packet was of use.
     pub(super) fn feed(&mut self, mut origin: Origin, mut packet: PacketRef) -> bool {
+        if let Origin::Client { from, .. } = &origin
+            && let Some(worker) = self.served_elsewhere(from)
+        {
+            return self.pass_on(worker, origin, packet);
+        }
         // A packet for another allocation of this worker goes in once more, as from a peer; from there it can only go
         // to a client.
         for _ in 0..2 {
             let input = origin.input(self.packets.bytes(packet));
             let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+            if let Verdict::Elsewhere(worker) = verdict {
+                return self.pass_on(worker, origin, packet);
+            }
             let applied = self.apply(verdict, packet);
             self.drain_outputs();
             match applied {
@@ -123,7 +132,8 @@ impl Worker {
                 let body = self.outgoing.copy_reply(self.server.reply());
                 self.queue_to_client(to, path, Gathered::answer(body))
             }
-            Verdict::Done => Applied::Done,
+            // Of packets from clients only, which go on by another way.
+            Verdict::Elsewhere(_) | Verdict::Done => Applied::Done,
             Verdict::Drop(reason) => {
                 self.counters.dropped(reason);
                 Applied::Dropped
@@ -132,6 +142,11 @@ impl Worker {
     }
 
     pub(super) fn queue_to_client(&mut self, to: FiveTuple, path: Path, gathered: Gathered) -> Applied {
+        if let Path::Connection(id) = path
+            && let Some(applied) = self.queue_to_connection(to, id, gathered)
+        {
+            return applied;
+        }
         let (target, from) = match path {
             Path::Listener(ListenerId(index)) => {
                 let index = usize::from(index);

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use turn_core::wire::client_hello::ClientHello;
 use turn_core::{
-    AllocationId, Change, ConnectionId, DropReason, FiveTuple, Input, IpMeta, ListenerId, Path, Transport, WorkerId,
+    AllocationId, Change, ConnectionId, DropReason, FiveTuple, IpMeta, ListenerId, Path, Transport, WorkerId,
 };
 
 use super::apply::{Gathered, Origin};
@@ -162,6 +162,16 @@ impl Sessions {
     /// When handshakes want to be looked at.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         (!self.half_open.is_empty()).then_some(self.next_poll)
+    }
+
+    /// A session has no allocation any more: its client has moved (RFC 8016).
+    pub(super) fn leave(&mut self, id: ConnectionId, now: Instant) {
+        if let Some(key) = self.key(id) {
+            self.table[key].last_valid = now;
+            if let Some(allocation) = self.table[key].allocation.take() {
+                self.by_allocation.remove(&allocation);
+            }
+        }
     }
 
     /// Keeps track of which session has an allocation.
@@ -446,7 +456,8 @@ impl Worker {
     pub(super) fn end_closed_sessions(&mut self) {
         while let Some(id) = self.dtls.closing.pop() {
             if let Some(key) = self.dtls.key(id) {
-                self.handle(Input::Closed(id));
+                let five_tuple = self.dtls.table[key].five_tuple;
+                self.tell_closed(id, &five_tuple);
                 self.dtls.remove(key);
             }
         }
@@ -464,7 +475,8 @@ impl Worker {
                 continue;
             };
             let entry = &self.dtls.table[key];
-            if entry.allocation.is_none() && entry.last_valid + idle_time <= self.now.mono {
+            let has_moved_here = self.relayed.whereabouts().of_client(&entry.five_tuple).is_some();
+            if !has_moved_here && entry.allocation.is_none() && entry.last_valid + idle_time <= self.now.mono {
                 self.close_session(key);
             } else {
                 self.dtls.idle.push_back((self.now.mono + idle_time, id));

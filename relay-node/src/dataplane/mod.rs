@@ -8,6 +8,7 @@ mod dtls_context;
 mod dtls_hello;
 mod dtls_session;
 mod listen;
+mod moved;
 mod opening;
 mod outgoing;
 mod packet;
@@ -27,6 +28,7 @@ mod streams;
 mod transport;
 mod udp;
 mod web;
+mod whereabouts;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};

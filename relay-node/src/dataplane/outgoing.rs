@@ -90,6 +90,11 @@ impl OutgoingQueue {
         Body::Reply { start, end: self.replies.len() }
     }
 
+    /// The bytes of a reply.
+    pub(super) fn reply(&self, range: Range<usize>) -> &[u8] {
+        &self.replies[range]
+    }
+
     /// Brings what leaves by one socket together, in the order it was pushed.
     pub(super) fn sort(&mut self) {
         self.order.sort_unstable();
@@ -117,7 +122,7 @@ impl OutgoingQueue {
     pub(super) fn parts<'a>(&'a self, item: &'a Outgoing, packets: &'a Packets) -> [&'a [u8]; 3] {
         let body = match item.body {
             Body::Packet(packet) => packets.bytes(packet),
-            Body::Reply { start, end } => &self.replies[start..end],
+            Body::Reply { start, end } => self.reply(start..end),
         };
         [item.head.as_slice(), body, &[0; 3][..usize::from(item.padding.min(3))]]
     }

@@ -12,12 +12,13 @@ use slab::Slab;
 use socket2::{Domain, Socket, Type};
 use turn_core::{
     AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, Meters, PeerAddr,
-    PeerConnectionId, PeerTransport, RelayedAddr, Route, WorkerId,
+    PeerConnectionId, PeerTransport, RelayedAddr, Route, Ticket, WorkerId,
 };
 
 use super::RelayIp;
 use super::peer_table::PeerTable;
 use super::peers::{self, Peers};
+use super::whereabouts::Whereabouts;
 use super::worker::Token;
 use crate::registry::{Registry, RestoreError};
 use crate::sys::epoll::{Epoll, Interest};
@@ -29,6 +30,7 @@ pub(super) struct Routes {
     /// Where clients are served: nobody's peer.
     listeners: Vec<SocketAddr>,
     listener_ports: Vec<u16>,
+    whereabouts: Whereabouts,
 }
 
 /// Relayed port -> worker, for one relay IP.
@@ -65,6 +67,7 @@ impl Routes {
             relay_ips: relay_ips.iter().map(|ip| (*ip, table())).collect(),
             listener_ports: listeners.iter().map(SocketAddr::port).collect(),
             listeners: addresses,
+            whereabouts: Whereabouts::default(),
         }
     }
 
@@ -180,6 +183,11 @@ impl Relayed {
         self.registry.ours(relayed)
     }
 
+    /// Where clients that have moved are served.
+    pub(super) fn whereabouts(&self) -> &Whereabouts {
+        &self.routes.whereabouts
+    }
+
     /// Whether any worker of this process has the address.
     pub(super) fn is_held(&self, relayed: RelayedAddr) -> bool {
         self.routes.is_held(relayed)
@@ -282,6 +290,10 @@ impl Host for Relayed {
 
     fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
         self.peers.claim(connection, username)
+    }
+
+    fn ticket_owner(&self, ticket: &Ticket) -> Option<WorkerId> {
+        self.whereabouts().of_ticket(ticket)
     }
 
     fn meters(&mut self, quota_key: &[u8]) -> Meters {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use turn_core::{AllocationId, Change, EndReason, Input, ListenerId, Path, Record, RelayedAddr, credential};
+use turn_core::{AllocationId, Change, EndReason, Input, ListenerId, Path, Record, RelayedAddr, Transport, credential};
 
 use super::counters::Loss;
 use super::shard;
@@ -19,11 +19,22 @@ pub(super) fn deal(records: Vec<Record>, workers: u16) -> Vec<Vec<Record>> {
         }
     }
     let mut dealt: Vec<Vec<Record>> = (0..workers).map(|_| Vec::new()).collect();
-    for (_, record) in newest {
+    for (_, mut record) in newest {
+        settle_move(&mut record);
         let owner = shard::worker(record.five_tuple.client, workers);
         dealt[usize::from(owner.0)].push(record);
     }
     dealt
+}
+
+/// Of a move from a connection to a datagram address the second is left: connections end with their process.
+fn settle_move(record: &mut Record) {
+    if record.five_tuple.transport != Transport::Udp
+        && let Some(mobility) = &mut record.mobility
+        && let Some(moving) = mobility.moving.take_if(|moving| moving.to.transport == Transport::Udp)
+    {
+        record.five_tuple = moving.to;
+    }
 }
 
 /// Leaves only these addresses, as this machine has them, in a record.

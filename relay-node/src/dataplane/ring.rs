@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rtrb::{Consumer, Producer, RingBuffer};
 use turn_core::{FiveTuple, IpMeta, ListenerId, PeerAddr};
 
+use super::moved::Crossing;
 use crate::sys::epoll::Waker;
 
 /// Packets on their way in one ring.
@@ -22,6 +23,8 @@ pub(super) enum Meaning {
     FromClient { from: FiveTuple, listener: ListenerId, ip: IpMeta },
     /// An allocation of the other worker sent it to a relayed address of this one.
     FromPeer { relayed: PeerAddr, from: PeerAddr, ip: IpMeta },
+    /// It is of a client that has moved.
+    Moved(Crossing),
 }
 
 /// The ring is full: the packet is dropped and counted.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use turn_core::{AllocationId, Change, ConnectionId, FiveTuple, Input, IpMeta, Path, WorkerId};
+use turn_core::{AllocationId, Change, ConnectionId, FiveTuple, IpMeta, Path, WorkerId};
 
 use super::accept::{Door, HalfOpen};
 use super::apply::Origin;
@@ -31,6 +31,12 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// Bits of a connection id that are its place in the table; above them a serial number, above that the worker.
 const KEY_BITS: u32 = 24;
 const WORKER_SHIFT: u32 = 56;
+
+/// The worker that has a connection.
+pub(super) fn owner_of(id: ConnectionId) -> WorkerId {
+    // At most 64 workers.
+    WorkerId((id.0 >> WORKER_SHIFT) as u16 & 0x3F)
+}
 
 /// The connections.
 pub(super) struct Streams {
@@ -136,6 +142,16 @@ impl Streams {
     pub(super) fn remove(&mut self, key: usize) -> Option<Connection> {
         self.settle(key);
         self.table.try_remove(key)
+    }
+
+    /// A connection has no allocation any more: its client has moved (RFC 8016).
+    pub(super) fn leave(&mut self, id: ConnectionId, now: Instant) {
+        if let Some(key) = self.key(id) {
+            self.table[key].last_valid = now;
+            if let Some(allocation) = self.table[key].allocation.take() {
+                self.by_allocation.remove(&allocation);
+            }
+        }
     }
 
     /// Keeps track of which connection has an allocation.
@@ -343,7 +359,8 @@ impl Worker {
     pub(super) fn close_connections(&mut self) {
         while let Some(id) = self.streams.closing.pop() {
             if let Some(key) = self.streams.key(id) {
-                self.handle(Input::Closed(id));
+                let five_tuple = self.streams.table[key].five_tuple;
+                self.tell_closed(id, &five_tuple);
                 if let Some(mut connection) = self.streams.remove(key) {
                     connection.bytes.close();
                 }
@@ -362,7 +379,8 @@ impl Worker {
                 continue;
             };
             let connection = &self.streams.table[key];
-            if connection.allocation.is_none() && connection.last_valid + IDLE <= self.now.mono {
+            let has_moved_here = self.relayed.whereabouts().of_client(&connection.five_tuple).is_some();
+            if !has_moved_here && connection.allocation.is_none() && connection.last_valid + IDLE <= self.now.mono {
                 self.streams.close_soon(key);
             } else {
                 self.streams.idle.push_back((self.now.mono + IDLE, id));

@@ -48,9 +48,11 @@ impl Whereabouts {
     }
 }
 
+type List<K> = ArcSwap<Vec<(K, WorkerId)>>;
+
 /// A map in as many lists as there are shards.
 struct Lists<K> {
-    lists: Box<[ArcSwap<Vec<(K, WorkerId)>>]>,
+    lists: Box<[List<K>]>,
     len: AtomicUsize,
 }
 

@@ -451,6 +451,7 @@ impl Worker {
                     return;
                 }
             },
+            Meaning::Moved(crossing) => return self.take_moved(crossing, packet),
         };
         self.feed(origin, packet);
     }
@@ -475,6 +476,8 @@ impl Worker {
                 Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
                 Output::Record(change) => self.record(change),
                 Output::Close(id) => self.close_soon(id),
+                Output::Ticket { ticket, held } => self.relayed.whereabouts().hold(ticket, self.id, held),
+                Output::Serve { five_tuple, path, served } => self.serve_client(five_tuple, path, served),
                 Output::Pend { connection, username } => self.relayed.peers.pend(connection, username),
                 Output::Join { connection, peer } => self.join_soon(connection, peer),
                 Output::ClosePeer(id) => self.relayed.peers.close(id),
@@ -527,7 +530,7 @@ impl Worker {
         }
     }
 
-    fn commit(&mut self) {
+    pub(super) fn commit(&mut self) {
         if let Some(journal) = &mut self.journal {
             journal.commit();
         }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use openssl::ssl::{ErrorCode, SslStream};
 use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, DtlsLimits, Listen, RelayIp, StreamConfig};
 use relay_node::journal;
-use turn_core::client::{Client, ClientConfig, Event, Failure};
+use turn_core::client::{Client, ClientConfig, Event, Extensions, Failure};
 use turn_core::wire::stream::{Frame, frame};
 use turn_core::wire::{ChannelNumber, Method};
 use turn_core::{Key, KeyRing, Policy, Record, Settings, StaticUser, Transport};
@@ -308,6 +308,60 @@ impl TurnClient {
             Event::ChannelBound(..) => Ok(()),
             other => bail!("no channel: {other:?}"),
         }
+    }
+
+    /// Asks for more with its next allocation.
+    pub(crate) fn extend(&mut self, extensions: Extensions) {
+        self.client.extend(extensions);
+    }
+
+    /// The next event that is no application data.
+    pub(crate) fn event(&mut self) -> Result<Event> {
+        self.perform(|_, _| {})
+    }
+
+    /// Allocates as a mobile client; the relayed address and the ticket.
+    pub(crate) fn allocate_mobile(&mut self) -> Result<(SocketAddr, Vec<u8>)> {
+        self.extend(Extensions { mobility: true, ..Extensions::default() });
+        let relayed = self.allocate()?;
+        match self.event()? {
+            Event::Ticket(ticket) => Ok((relayed, ticket)),
+            other => bail!("no ticket: {other:?}"),
+        }
+    }
+
+    /// Goes on with another socket of the same transport.
+    pub(crate) fn rewire(&mut self, other: Self) {
+        self.wire = other.wire;
+    }
+
+    /// Goes on with the allocation of a ticket; the next ticket.
+    pub(crate) fn resume(&mut self, ticket: &[u8]) -> Result<Vec<u8>> {
+        match self.perform(|client, now| client.resume(now, ticket))? {
+            Event::Refreshed(_) => {}
+            other => bail!("not resumed: {other:?}"),
+        }
+        match self.event()? {
+            Event::Ticket(ticket) => Ok(ticket),
+            other => bail!("no ticket: {other:?}"),
+        }
+    }
+
+    /// Goes on in vain; the error code.
+    pub(crate) fn not_resumed(&mut self, ticket: &[u8]) -> Result<u16> {
+        match self.perform(|client, now| client.resume(now, ticket))? {
+            Event::Failed(Method::Refresh, Failure::Refused(code)) => Ok(code.code()),
+            other => bail!("not refused: {other:?}"),
+        }
+    }
+
+    /// Sends application data that must not be fragmented.
+    pub(crate) fn send_unfragmented(&mut self, to: SocketAddr, data: &[u8]) -> Result<()> {
+        self.client.send_unfragmented(to, data);
+        while let Some(packet) = self.client.poll_transmit() {
+            self.transmit(&packet)?;
+        }
+        Ok(())
     }
 
     /// Ends the allocation.

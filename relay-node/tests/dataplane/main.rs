@@ -1,9 +1,12 @@
 //! The data plane on loopback, with real sockets and real threads. Each test has a loopback address of its own.
 
 mod authority;
+mod bandwidth;
 mod client;
 mod door;
 mod dtls;
+mod dual;
+mod mobility;
 mod restart;
 mod streams;
 mod tcp_allocations;

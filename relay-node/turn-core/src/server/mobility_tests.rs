@@ -67,7 +67,8 @@ fn served(outputs: &[Output]) -> Vec<(std::net::SocketAddr, bool)> {
 #[test]
 fn a_ticket_for_who_asks_for_one() {
     // RFC 8016 §3.1.2.
-    let cases: &[(&str, bool, Option<&[u8]>, u16, bool)] = &[
+    type Case = (&'static str, bool, Option<&'static [u8]>, u16, bool);
+    let cases: &[Case] = &[
         ("asked", true, Some(b""), 0, true),
         ("not asked", true, None, 0, false),
         ("forbidden", false, Some(b""), 405, false),

@@ -591,8 +591,9 @@ impl Duel {
                     let before = self.journal.remove(&id).expect("what ends has begun");
                     assert!((epoch, sequence) > (before.epoch, before.sequence), "an end supersedes what it ends");
                 }
-
                 Output::Close(_) | Output::Pend { .. } | Output::Join { .. } | Output::ClosePeer(_) => {}
+                // The model has no mobility.
+                Output::Ticket { .. } | Output::Serve { .. } => {}
             }
         }
         verdict
