@@ -107,6 +107,14 @@ impl IntegrityKey {
         Self { integrity, ..self }
     }
 
+    /// The first bytes of it, or all where there are fewer.
+    pub(crate) fn beginning(self, len: usize) -> Self {
+        let mut bytes = self.bytes;
+        let len = len.min(self.len.into());
+        bytes[len..].fill(0);
+        Self { bytes, len: len as u8, ..self }
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]

@@ -70,6 +70,11 @@ pub struct Session {
 }
 
 impl ThirdParty {
+    /// Whether a key has this name.
+    pub(crate) fn knows(&self, kid: &[u8]) -> bool {
+        self.keys.iter().any(|key| key.kid == kid)
+    }
+
     /// Opens a token that was sealed under the key that `kid` names (RFC 7635 §7). `None` for an unknown kid, a token
     /// that is not authentic or not well-formed, and one whose time is not now.
     ///

@@ -21,6 +21,9 @@ const MAX_TEXT: usize = 763;
 /// RFC 8489 §14.6: no truncated value where the usage does not allow it, as RFC 8656 does not.
 const WHOLE_SHA256: usize = 32;
 
+/// Bytes of a session key that coturn uses.
+const COTURN_SESSION_KEY: usize = 16;
+
 /// Who made an authenticated request.
 pub(super) struct User<'a> {
     /// The name, opaque: USERNAME, the one behind USERHASH, or what an allocation by an access token is known by.
@@ -39,6 +42,18 @@ pub(super) struct Identity<'a> {
 }
 
 impl Identity<'_> {
+    /// The same, if the message was made with the session key (RFC 7635 §7).
+    ///
+    /// coturn's server and client take the first 16 bytes of any session key for HMAC-SHA1, so that is tried too: it
+    /// is as secret, and long enough.
+    fn proved(mut self, message: &Message<'_>, integrity: Integrity) -> Option<Self> {
+        let session = self.session.as_mut()?;
+        let keys = [session.key, session.key.beginning(COTURN_SESSION_KEY)];
+        session.key = keys.into_iter().find(|key| black_box(key.with(integrity).verifies(message)))?;
+        self.key = session.key;
+        is_whole(message, integrity).then_some(self)
+    }
+
     pub(super) fn user(&self) -> User<'_> {
         User { name: &self.name, key: self.key, session: self.session }
     }
@@ -100,9 +115,7 @@ impl Server {
         let held = self.meant(request).map(|slot| self.table.get(slot));
         let found = match username {
             Some(Username(name)) => match self.by_token(request, name, held) {
-                Some(session) => session.filter(|identity| {
-                    black_box(identity.key.with(integrity).verifies(message)) && is_whole(message, integrity)
-                }),
+                Some(bearer) => bearer.and_then(|bearer| bearer.proved(message, integrity)),
                 None => self.by_password(request, Some(name.into()), held, algorithm.password, integrity),
             },
             None => {
@@ -180,7 +193,8 @@ impl Server {
     /// its token does not open; else who it would be, if its integrity is of the session key.
     ///
     /// Only Allocate and Refresh bring a token (RFC 7635 §9); other requests use the key of the one before. A
-    /// ConnectionBind, on a connection of its own, has none before it and may bring one too.
+    /// ConnectionBind, on a connection of its own, has none before it and may bring one too. The token that refreshes an
+    /// allocation may be another one, under another kid: keys of authorization servers are replaced too.
     fn by_token<'a>(
         &self,
         request: &Request<'a>,
@@ -188,12 +202,16 @@ impl Server {
         held: Option<&Allocation>,
     ) -> Option<Option<Identity<'a>>> {
         let third_party = self.settings.third_party.as_ref()?;
-        let held = held.filter(|held| held.session.is_some() && third_party::kid_of(&held.username) == Some(kid));
+        let held = held.filter(|held| held.session.is_some());
         let brings_one =
             matches!(request.message.method(), Method::Allocate | Method::Refresh | Method::ConnectionBind);
         let session = match request.message.attribute() {
             Ok(Some(AccessToken(token))) if brings_one => third_party.open(kid, token, request.now.wall),
-            _ => held?.session.filter(|session| session.expires_at > request.now.wall),
+            _ => {
+                let held =
+                    held.filter(|held| third_party.knows(kid) || third_party::kid_of(&held.username) == Some(kid))?;
+                held.session.filter(|session| session.expires_at > request.now.wall)
+            }
         };
         Some(session.map(|session| {
             let name = held.map_or_else(|| third_party::allocation_name(kid, &session), |held| held.username.to_vec());

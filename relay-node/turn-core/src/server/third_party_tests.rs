@@ -23,8 +23,12 @@ fn lab() -> Lab {
 
 /// A token made at this Unix millisecond, for this many seconds.
 fn token(mac_key: &[u8], millis: u64, lifetime: u32) -> Vec<u8> {
+    token_of(&key(), mac_key, millis, lifetime)
+}
+
+fn token_of(key: &TokenKey, mac_key: &[u8], millis: u64, lifetime: u32) -> Vec<u8> {
     let timestamp = ((millis / 1000) << 16) | ((millis % 1000) * 64);
-    third_party::seal(&key(), SERVER_NAME, mac_key, timestamp, lifetime)
+    third_party::seal(key, SERVER_NAME, mac_key, timestamp, lifetime)
 }
 
 fn credentials(lab: &Lab) -> Credentials {
@@ -75,6 +79,8 @@ fn whom_a_token_lets_in() {
     let cases: &[(&str, Change, u16)] = &[
         ("right", |_, _| {}, 0),
         ("MESSAGE-INTEGRITY-SHA256", |with, _| with.integrity = Integrity::Sha256, 0),
+        ("the session key as coturn uses it", |with, _| with.session_key = Some(MAC_KEY[..16].to_vec()), 0),
+        ("less of the session key", |with, _| with.session_key = Some(MAC_KEY[..15].to_vec()), 401),
         ("another session key", |with, _| with.session_key = Some(vec![1; 20]), 401),
         ("a password", |with, _| with.session_key = None, 401),
         ("unknown kid", |with, _| with.username = b"dik".to_vec(), 401),
@@ -154,6 +160,35 @@ fn an_allocation_lives_no_longer_than_its_token() {
     lab.timeout();
     assert!(matches!(lab.changes()[..], [Change::End { reason: EndReason::Expired, .. }]));
     assert_eq!(refresh(&mut lab, &renewed, None, 3600), Err(401));
+}
+
+#[test]
+fn an_allocation_goes_on_under_another_kid() {
+    // RFC 7635 §9: the new token refreshes what the old one made. Its authorization server has a new key.
+    let mut lab = lab();
+    let old = credentials(&lab);
+    assert_eq!(allocate(&mut lab, &old, &token(&MAC_KEY, NOW, 3600)), 0);
+    let next = TokenKey { kid: b"next".to_vec(), cipher: TokenCipher::A128Gcm([3; 16]) };
+    let keys = vec![next.clone()];
+    lab.configure(|settings| settings.third_party = Some(ThirdParty { server_name: SERVER_NAME.into(), keys }));
+    // The old key is gone: no new tokens of it, but what it made goes on until it is refreshed.
+    assert_eq!(refresh(&mut lab, &old, Some(&token(&MAC_KEY, NOW, 3600)), 900), Err(401));
+    assert_eq!(refresh(&mut lab, &old, None, 900), Ok(900));
+    let mut new = Credentials { username: b"next".to_vec(), session_key: Some(vec![4; 20]), ..old.clone() };
+    assert_eq!(refresh(&mut lab, &new, Some(&token_of(&next, &[4; 20], NOW, 1800)), 3600), Ok(1800));
+    assert_eq!(refresh(&mut lab, &new, None, 900), Ok(900));
+    assert_eq!(refresh(&mut lab, &old, None, 900), Err(401));
+    new.username = b"nobody".to_vec();
+    assert_eq!(refresh(&mut lab, &new, None, 900), Err(401));
+    // It is counted for whom it was counted for.
+    lab.outputs();
+    new.username = b"next".to_vec();
+    assert_eq!(refresh(&mut lab, &new, None, 0), Ok(0));
+    let released = lab.outputs().into_iter().find_map(|output| match output {
+        Output::Release { quota_key, .. } => Some(quota_key),
+        _ => None,
+    });
+    assert_eq!(released.as_deref(), Some(&lab.host.quota_keys[0][..]));
 }
 
 #[test]
