@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio_rustls::client::TlsStream;
 use turn_core::Transport;
-use turn_core::client::{Client, ClientConfig, Event};
+use turn_core::client::{Client, ClientConfig, Event, Security};
 use turn_core::wire::ChannelNumber;
 use turn_core::wire::stream::{Frame, frame};
 
@@ -114,6 +114,13 @@ impl TurnClient {
             seed,
         });
         Ok(Self { link, core, events: VecDeque::new(), received: VecDeque::new(), relayed: None })
+    }
+
+    /// The same client with other mechanisms of authentication.
+    #[must_use]
+    pub fn with_security(mut self, security: Security) -> Self {
+        self.core = self.core.with_security(security);
+        self
     }
 
     /// Makes the allocation; answers its relayed address.

@@ -2,4 +2,5 @@
 
 mod coturn;
 mod janus;
+mod tokens;
 mod uclient;

@@ -156,6 +156,9 @@ pub(crate) fn seal(key: &TokenKey, server_name: &str, mac_key: &[u8], timestamp:
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     /// RFC 7635 appendix A: when its tokens were made, and what is in them.
@@ -190,6 +193,31 @@ mod tests {
             let session = third_party().open(kid, token, ISSUED_MILLIS).expect("the RFC's token");
             assert_eq!(session.key.as_bytes(), MAC_KEY);
             assert_eq!(session.expires_at, ISSUED_MILLIS + 3_600_000);
+        }
+    }
+
+    #[test]
+    fn the_tokens_of_coturn_open() {
+        // turnutils_oauth -e -i turn.example.org -j kid1 -k "$(printf KEY | base64)" -l 1700000000 -m 100 -n ALGORITHM
+        //   -o "$(printf h4j3k2l2n4b5 | base64)" -p "$(printf Zksjpweoixxmvn67534m | base64)"
+        //   -q $((1700000000 << 16)) -r 3600
+        let cases = [
+            (
+                TokenCipher::A256Gcm(*b"01234567890123456789012345678901"),
+                "AAxoNGozazJsMm40YjUJ0JmCjBuJ3X8q0GcbnfXSUNwpYHEKe0Phhsp5Yf0RYtcY2RcPijAzQbAGDZsRmP1hKA==",
+            ),
+            (
+                TokenCipher::A128Gcm(*b"0123456789012345"),
+                "AAxoNGozazJsMm40YjXq3HDAskeDYKBOPClOp40gWlcS47GKYTBgbTJRhhYSg3N48k8siXFdy364upu/18+k/A==",
+            ),
+        ];
+        for (cipher, token) in cases {
+            let keys = vec![TokenKey { kid: b"kid1".to_vec(), cipher }];
+            let third_party = ThirdParty { server_name: "turn.example.org".into(), keys };
+            let token = STANDARD.decode(token).expect("base64");
+            let session = third_party.open(b"kid1", &token, 1_700_000_000_000).expect("coturn's token");
+            assert_eq!(session.key.as_bytes(), b"Zksjpweoixxmvn67534m");
+            assert_eq!(session.expires_at, 1_700_003_600_000);
         }
     }
 
