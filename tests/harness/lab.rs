@@ -2,6 +2,7 @@
 //!
 //! patchbay holds its namespaces by file descriptor, so nothing is left behind whichever way a test ends.
 
+use std::fmt::Write;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,6 +32,14 @@ impl Client {
         Host::Device(self.device.clone())
     }
 
+    /// Where a server behind its NAT stands.
+    ///
+    /// # Errors
+    /// It has no address.
+    pub fn place(&self) -> Result<Place> {
+        Ok(Place { host: self.host(), address: self.device.ip().context("no address")?.into() })
+    }
+
     /// Lets UDP through its NAT or not, flows that exist included; TCP always passes.
     ///
     /// # Errors
@@ -39,18 +48,21 @@ impl Client {
         self.firewall(if blocked { Some("meta l4proto udp drop") } else { None }).await
     }
 
-    /// Lets nothing through its NAT but TCP to one address and port, flows that exist included.
+    /// Lets nothing through its NAT but `tcp` or `udp` to these addresses and ports, flows that exist included.
     ///
     /// # Errors
     /// nftables refuses.
-    pub async fn only_tcp_to(&self, server: SocketAddr) -> Result<()> {
-        let family = if server.is_ipv4() { "ip" } else { "ip6" };
-        let (address, port) = (server.ip(), server.port());
-        let rules = format!(
-            "{family} daddr {address} tcp dport {port} accept; add rule inet lab block {family} saddr {address} tcp sport {port} accept; \
-             add rule inet lab block drop"
-        );
-        self.firewall(Some(&rules)).await
+    pub async fn only(&self, ways: &[(&str, SocketAddr)]) -> Result<()> {
+        let mut rules = String::new();
+        for (protocol, server) in ways {
+            let family = if server.is_ipv4() { "ip" } else { "ip6" };
+            for end in ["daddr", "saddr"] {
+                let port = if end == "daddr" { "dport" } else { "sport" };
+                let (address, number) = (server.ip(), server.port());
+                write!(rules, "{family} {end} {address} {protocol} {port} {number} accept; add rule inet lab block ")?;
+            }
+        }
+        self.firewall(Some(&(rules + "drop"))).await
     }
 
     /// Replaces the rules for what passes the NAT.

@@ -5,6 +5,8 @@ pub mod chromium;
 pub mod cluster;
 pub mod coturn;
 pub mod etcd;
+pub mod flood;
+pub mod janus;
 pub mod lab;
 pub mod peer;
 pub mod picture;
@@ -16,6 +18,7 @@ pub mod traffic;
 pub mod turn;
 pub mod uclient;
 pub mod wait;
+pub mod web;
 
 pub use process::{Host, Process};
 pub use scenario::{Scenario, run, run_within};

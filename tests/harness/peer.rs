@@ -41,6 +41,8 @@ pub struct Report {
     pub remote: Option<String>,
     /// `udp`, `tcp` or `tls`: how this end talks to its relay.
     pub relay_protocol: Option<String>,
+    /// Address of the remote candidate.
+    pub remote_address: Option<String>,
     /// This end's relayed address.
     pub relayed: Option<String>,
     /// Milliseconds.
@@ -135,6 +137,30 @@ impl Peer {
     /// Nobody watched.
     pub async fn longest_silence(&self) -> Result<Duration> {
         Ok(Duration::from_secs_f64(self.page.evaluate::<f64>("silence()").await? / 1000.0))
+    }
+
+    /// Makes an offer with all its candidates, for an end that is no page.
+    ///
+    /// # Errors
+    /// No candidates were gathered.
+    pub async fn offer(&mut self, servers: &IceServers) -> Result<String> {
+        self.begin(servers).await?;
+        self.page.evaluate("wholeOffer()").await
+    }
+
+    /// Takes the answer to it and waits until both are connected.
+    ///
+    /// # Errors
+    /// They were not within `limit`.
+    pub async fn answered(&self, sdp: &str, limit: Duration) -> Result<()> {
+        let description = json!({"type": "answer", "sdp": sdp});
+        self.page.evaluate::<bool>(&format!("described({description})")).await?;
+        eventually("connected", limit, async || {
+            let report = self.report().await?;
+            if report.state == "connected" { Ok(()) } else { Err(anyhow!("{report:?}")) }
+        })
+        .await?;
+        Ok(())
     }
 
     async fn begin(&mut self, servers: &IceServers) -> Result<()> {

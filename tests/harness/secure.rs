@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use openssl::ssl::{ErrorCode, Ssl, SslConnector, SslMethod, SslStream, SslVerifyMode};
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -49,13 +50,19 @@ impl Trust {
     pub async fn tls(&self, from: IpAddr, server: SocketAddr) -> Result<TlsStream<TcpStream>> {
         let socket = if from.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.bind((from, 0).into())?;
+        let stream = socket.connect(server).await?;
+        stream.set_nodelay(true)?;
+        self.over(stream).await
+    }
+
+    /// TLS over a stream.
+    ///
+    /// # Errors
+    /// Closed, or not trusted.
+    pub async fn over<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> Result<TlsStream<S>> {
         let name = ServerName::try_from(self.name.clone())?;
-        let handshake = async {
-            let stream = socket.connect(server).await?;
-            stream.set_nodelay(true)?;
-            anyhow::Ok(TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?)
-        };
-        tokio::time::timeout(HANDSHAKE, handshake).await.context("the TLS handshake did not end")?
+        let handshake = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
+        Ok(tokio::time::timeout(HANDSHAKE, handshake).await.context("the TLS handshake did not end")??)
     }
 
     /// A DTLS association from `from`.
@@ -77,6 +84,37 @@ impl Trust {
 pub fn shown(stream: &TlsStream<TcpStream>) -> Result<Vec<u8>> {
     let certificates = stream.get_ref().1.peer_certificates();
     Ok(certificates.and_then(<[_]>::first).context("the server showed no certificate")?.to_vec())
+}
+
+/// A DTLS ClientHello without a cookie, as OpenSSL sends it.
+///
+/// # Errors
+/// OpenSSL refuses.
+pub fn client_hello() -> Result<Vec<u8>> {
+    /// Keeps what is written; nothing ever comes.
+    struct Mute(Vec<u8>);
+    impl Read for Mute {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+    impl Write for Mute {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.extend(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let connector = SslConnector::builder(SslMethod::dtls_client())?.build();
+    let mut ssl = connector.configure()?.into_ssl("turn.example.org")?;
+    ssl.set_mtu(MTU)?;
+    let mut stream = SslStream::new(ssl, Mute(Vec::new()))?;
+    match stream.connect() {
+        Err(error) if error.code() == ErrorCode::WANT_READ => Ok(std::mem::take(&mut stream.get_mut().0)),
+        other => bail!("a DTLS client that does not wait for an answer: {other:?}"),
+    }
 }
 
 /// A DTLS association.

@@ -54,7 +54,10 @@ async fn expect(client: &mut TurnClient, from: SocketAddr, number: u32) -> Resul
     Ok(())
 }
 
-/// A stream of messages from the first to the second of a pair, 50 a second, until it is stopped.
+/// As a voice call sends.
+const PACE: Duration = Duration::from_millis(20);
+
+/// A stream of messages from the first to the second of a pair, 50 a second unless told otherwise, until it is stopped.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU32>,
@@ -75,7 +78,13 @@ pub struct Count {
 impl Traffic {
     /// Begins to send.
     #[must_use]
-    pub fn start(mut pair: Pair) -> Self {
+    pub fn start(pair: Pair) -> Self {
+        Self::start_each(pair, PACE)
+    }
+
+    /// Begins to send, a message each `pace`.
+    #[must_use]
+    pub fn start_each(mut pair: Pair, pace: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU32::new(0));
         let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&received));
@@ -86,11 +95,9 @@ impl Traffic {
             while !stopped.load(Ordering::Relaxed) {
                 pair.first.send(to, &count.sent.to_be_bytes()).await?;
                 count.sent += 1;
-                let next = Instant::now() + Duration::from_millis(20);
-                let (_, tended) = tokio::join!(
-                    arrivals(&mut pair.second, &mut count, &mut last, next),
-                    pair.first.tend(Duration::from_millis(20))
-                );
+                let next = Instant::now() + pace;
+                let (_, tended) =
+                    tokio::join!(arrivals(&mut pair.second, &mut count, &mut last, next), pair.first.tend(pace));
                 tended?;
                 counter.store(count.received, Ordering::Relaxed);
             }

@@ -23,8 +23,9 @@ pub struct Load {
     pub messages: u16,
     /// Bytes of each message.
     pub size: u16,
-    /// TCP to the server.
-    pub tcp: bool,
+    /// Flags for the way to the server and for what is asked of it, as its manual lists them: `-t` is TCP, `-S` TLS or
+    /// DTLS, `-T` TCP allocations, `-x` IPv6, `-M` mobility.
+    pub flags: &'static [&'static str],
 }
 
 /// What it counted, over all sessions.
@@ -46,9 +47,7 @@ impl Load {
         // -y: sessions talk to each other; -c: no second (RTCP) port; -z: milliseconds between two messages; -s: Send
         // indications, since it draws its channel numbers from RFC 5766's range, most of which RFC 8656 §12 reserves.
         command.args(["-y", "-c", "-s", "-z", "20"]);
-        if self.tcp {
-            command.arg("-t");
-        }
+        command.args(self.flags);
         command.args(["-u", &self.username, "-w", &self.password, "-p", &self.server.port().to_string()]);
         command.args([
             "-m",

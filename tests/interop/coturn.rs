@@ -34,7 +34,7 @@ fn browsers_meet_through_coturn() -> Result<()> {
         for transport in ["udp", "tcp", "tls"] {
             for client in [lab.alice(), lab.bob()] {
                 match transport {
-                    "tls" => client.only_tcp_to(coturn.secure_address()).await?,
+                    "tls" => client.only(&[("tcp", coturn.secure_address())]).await?,
                     other => client.block_udp(other == "tcp").await?,
                 }
             }
@@ -72,7 +72,7 @@ fn clients_carry_packets_through_coturn() -> Result<()> {
                 sessions: 6,
                 messages: 10,
                 size: 100,
-                tcp: transport.is_stream(),
+                flags: if transport.is_stream() { &["-t"] } else { &[] },
             };
             let tally = load.run(&Host::Machine, Duration::from_secs(30)).await?;
             ensure!(tally == Tally { sent: 60, received: 60 }, "{transport:?}: {tally:?}");

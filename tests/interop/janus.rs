@@ -1,12 +1,21 @@
 //! Discovery as Janus asks for it (`turn_rest_api`), and the probe of our own CLI.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use harness::certificate::Authority;
 use harness::cluster::{Cluster, HTTP, RelayOptions, Store};
+use harness::janus::Janus;
+use harness::lab::NatLab;
+use harness::peer::Peer;
 use harness::place::Place;
 use harness::turn::{Login, TurnClient};
-use harness::{Host, run};
+use harness::{Host, run, run_within};
 use serde_json::Value;
 use turn_core::Transport;
+
+/// The relay's TLS port, which is not the default that Janus takes for a missing one.
+const TLS: u16 = 5349;
 
 /// What Janus insists on: strings `username` and `password`, an integer `ttl`, `uris` that are not empty and of which
 /// it can make out host, port and transport.
@@ -62,6 +71,54 @@ fn janus_gets_servers_and_credentials_that_work() -> Result<()> {
         }
         let refused = client.get(format!("{base}?service=turn&username=room1")).send().await?;
         ensure!(refused.status() == 401 || refused.status() == 403, "without the key: {}", refused.status());
+        Ok(())
+    })
+}
+
+/// Janus behind a symmetric NAT, its relays from TURN REST, echoes a browser's call: over TURN UDP, over TCP, and over what
+/// it calls TLS, which is plaintext STUN to the TLS port; each time nothing else gets through its NAT.
+#[test]
+fn janus_behind_a_nat_echoes_a_browser() -> Result<()> {
+    run_within(Duration::from_secs(180), async |test| {
+        const KEY: &str = "letmein-0123456789";
+        let lab = NatLab::start().await?;
+        let mut cluster = Cluster::new(test.path())?;
+        let place = lab.server("controller").await?;
+        let controller = cluster.controller(&place, Store::Embedded, &format!("api_keys = [{KEY:?}]")).await?;
+        let place = lab.server("eu-1").await?;
+        let authority = Authority::new(test.path())?;
+        let certificate = authority.issue("relay", &[], &[place.address])?;
+        let options = RelayOptions {
+            listen: vec![("tls", TLS)],
+            more: format!("certificates = [{}]", certificate.entry()),
+            ..RelayOptions::in_region("eu")
+        };
+        let relay = cluster.relay("eu-1", &place, &options).await?;
+        let rest = format!("http://{}/v1/turn", controller.place.at(HTTP));
+        let gateway = lab.alice().place()?;
+        let janus = Janus::start(&gateway, test.path(), &rest, KEY).await?;
+        let mut browser = Peer::start(&lab.bob().host(), test.path(), "browser").await?;
+        let servers = cluster.ice_servers(&controller, &format!("region=eu&transport=udp&api={KEY}")).await?;
+        let discovery = ("tcp", controller.place.at(HTTP));
+        for (what, way) in
+            [("UDP", ("udp", relay.address())), ("TCP", ("tcp", relay.address())), ("its TLS", ("tcp", place.at(TLS)))]
+        {
+            lab.alice().only(&[discovery, way]).await?;
+            let offer = browser.offer(&servers).await?;
+            let answer = janus.echo(&offer).await.with_context(|| what.to_owned())?;
+            let candidates: Vec<&str> = answer.lines().filter(|line| line.starts_with("a=candidate:")).collect();
+            ensure!(!candidates.is_empty(), "{what}: Janus has no candidate: {answer}");
+            for candidate in candidates {
+                let relayed = candidate.contains("typ relay") && candidate.contains(&place.address.to_string());
+                ensure!(relayed, "{what}: {candidate}");
+            }
+            browser.answered(&answer, Duration::from_secs(20)).await.with_context(|| what.to_owned())?;
+            // What it decodes is its own picture, there and back.
+            let report = browser.decodes(20, Duration::from_secs(20)).await?;
+            let from_relay = report.remote_address.as_ref().is_some_and(|a| a.starts_with(&place.address.to_string()));
+            ensure!(from_relay, "{what}: {report:?}");
+            test.figure(&format!("Janus behind a symmetric NAT, {what}: frames echoed"), report.frames_decoded);
+        }
         Ok(())
     })
 }

@@ -1,5 +1,6 @@
 //! The cluster and clients that were not written here.
 
+mod agents;
 mod coturn;
 mod janus;
 mod tokens;
