@@ -48,8 +48,11 @@ pub struct Desk {
     pub connections: BTreeMap<PeerConnectionId, (RelayedAddr, PeerAddr, Held)>,
     /// Connections begun so far.
     pub begun: u32,
+
     /// What the next connections to peers come to.
     pub connect: Option<ConnectError>,
+    /// Which were asked for, until it is taken.
+    pub dials: Vec<(SocketAddr, Result<PeerConnectionId, ConnectError>)>,
 }
 
 impl Desk {
@@ -142,14 +145,14 @@ impl Host for Desk {
     }
 
     fn connect(&mut self, relayed: RelayedAddr, to: PeerAddr) -> Result<PeerConnectionId, ConnectError> {
-        if let Some(error) = self.connect {
-            return Err(error);
-        }
-        // Its own addresses are no peers for TCP.
-        if [Family::V4, Family::V6].map(Self::ip).contains(&to.ip()) {
-            return Err(ConnectError::Forbidden);
-        }
-        Ok(self.begin(relayed, to))
+        let result = match self.connect {
+            Some(error) => Err(error),
+            // Its own addresses are no peers for TCP.
+            None if [Family::V4, Family::V6].map(Self::ip).contains(&to.ip()) => Err(ConnectError::Forbidden),
+            None => Ok(self.begin(relayed, to)),
+        };
+        self.dials.push((to.socket_addr(), result));
+        result
     }
 
     fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {

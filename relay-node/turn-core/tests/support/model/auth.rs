@@ -66,7 +66,10 @@ impl Model {
         let Some(name) = name.filter(|_| realm == self.realm) else {
             return Err(self.challenge(401, Signature::None, message));
         };
-        let holder = self.by_five_tuple(from).is_some_and(|allocation| allocation.username == name);
+
+        // RFC 6062 §4.3: a ConnectionBind has the credentials of the allocation, which may have run out since.
+        let holder = message.method == stun::CONNECTION_BIND
+            || self.by_five_tuple(from).is_some_and(|allocation| allocation.username == name);
         let keys: Vec<Vec<u8>> = self
             .passwords(&name, holder)
             .iter()
@@ -126,6 +129,9 @@ impl Model {
         {
             for secret in &self.rest_secrets {
                 passwords.push(STANDARD.encode(stun::hmac_sha1(&secret.0, name)).into_bytes());
+                if self.offer.is_some() {
+                    passwords.push(STANDARD.encode(stun::hmac_sha256(&secret.0, name)).into_bytes());
+                }
             }
         }
         passwords

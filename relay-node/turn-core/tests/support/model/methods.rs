@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use turn_core::wire::attribute::ReservationToken;
-use turn_core::{BindError, Family, FiveTuple, Path, PortRequest};
+use turn_core::{BindError, Family, FiveTuple, Path, PeerTransport, PortRequest};
 
 use super::super::stun::{
     self, ADDITIONAL_ADDRESS_FAMILY, ADDRESS_ERROR_CODE, CHANNEL_NUMBER, DATA, EVEN_PORT, LIFETIME,
@@ -13,7 +13,7 @@ use super::super::stun::{
 use super::{Allocation, CHANNEL_LIFETIME, DEFAULT_LIFETIME, Expect, Model, PERMISSION_LIFETIME, Relayed, S, mapped};
 
 /// The attributes of a success, or the code of an error.
-type Done = Result<Vec<(u16, Option<Vec<u8>>)>, u16>;
+pub(super) type Done = Result<Vec<(u16, Option<Vec<u8>>)>, u16>;
 
 /// A 4-byte attribute: absent, or its bytes; malformed is 400.
 fn word(message: &Read, kind: u16) -> Result<Option<[u8; 4]>, u16> {
@@ -65,10 +65,19 @@ impl Model {
             return Err(403);
         }
         // 3.
-        match message.find(REQUESTED_TRANSPORT) {
-            Some([17, _, _, _]) => {}
+
+        let protocol = match message.find(REQUESTED_TRANSPORT) {
+            Some([17, _, _, _]) => PeerTransport::Udp,
+            Some([6, _, _, _]) if self.tcp => PeerTransport::Tcp,
             Some([_, _, _, _]) => return Err(442),
             _ => return Err(400),
+        };
+        // RFC 6062 §5.1.
+        let of_udp = [stun::DONT_FRAGMENT, EVEN_PORT, RESERVATION_TOKEN];
+        if protocol == PeerTransport::Tcp
+            && (!from.transport.is_stream() || of_udp.iter().any(|kind| message.has(*kind)))
+        {
+            return Err(400);
         }
         // 5, 6, 8, 9: what excludes each other, and what is malformed.
         let requested = word(message, REQUESTED_ADDRESS_FAMILY)?;
@@ -109,7 +118,7 @@ impl Model {
         };
         let mut bind = |family| {
             let binding = self.bindings.pop_front().expect("a port must be bound");
-            assert_eq!((binding.family, binding.port), (family, port));
+            assert_eq!((binding.family, binding.port, binding.transport), (family, port, protocol));
             assert_eq!(binding.quota_key, quota_name(name), "the quota is the user's");
             binding.result
         };
@@ -145,7 +154,9 @@ impl Model {
             token: bound[0].reservation.map(|token| token.0),
             family_error,
             permissions: Vec::new(),
+
             channels: Vec::new(),
+            connections: (protocol == PeerTransport::Tcp).then(Vec::new),
         };
         for relayed in &allocation.relayed {
             assert!(!self.is_relayed(relayed.address), "relayed addresses are unique (RFC 8656 §6)");
@@ -156,7 +167,7 @@ impl Model {
     }
 
     /// The allocation a request is about: §5.
-    fn held(&mut self, from: &FiveTuple, path: Path, name: &[u8]) -> Result<&mut Allocation, u16> {
+    pub(super) fn held(&mut self, from: &FiveTuple, path: Path, name: &[u8]) -> Result<&mut Allocation, u16> {
         let allocation = self.by_five_tuple(from).ok_or(437_u16)?;
         if allocation.username != name {
             return Err(441);
@@ -232,7 +243,12 @@ impl Model {
             return Err(400);
         }
         let taken = self.policy.check_ip(peer.ip()).is_err() || peer.port() == 0 || !self.somebody_at(peer);
+
         let allocation = self.held(&from, path, name)?;
+        // RFC 6062 §4.5: its data goes by data connections.
+        if allocation.connections.is_some() {
+            return Err(403);
+        }
         // abuse.md A: an IPv4-mapped address is the same peer as its IPv4 address.
         let canonical = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         if allocation.channels.iter().any(|(known, at, _)| (*known == number) != (*at == canonical)) {
@@ -269,6 +285,11 @@ impl Model {
         let (Some(peer), data) = (stun_address(peer, message), data.to_vec()) else { return Expect::Silence };
         let allowed = self.policy.check_ip(peer.ip()).is_ok() && peer.port() != 0;
         let Some(allocation) = self.by_five_tuple(from) else { return Expect::Silence };
+
+        // RFC 6062 §4.5: a TCP allocation has data connections.
+        if allocation.connections.is_some() {
+            return Expect::Silence;
+        }
         if !allowed || !allocation.permissions.iter().any(|(ip, _)| *ip == peer.ip()) {
             return Expect::Silence;
         }
@@ -314,7 +335,8 @@ impl Model {
         let Some(allocation) = self.allocations.iter().find(|allocation| allocation.is_at(at)) else {
             return Expect::Silence;
         };
-        if !allocation.permissions.iter().any(|(ip, _)| *ip == from.ip()) {
+
+        if allocation.connections.is_some() || !allocation.permissions.iter().any(|(ip, _)| *ip == from.ip()) {
             return Expect::Silence;
         }
         let (to, path, data) = (allocation.five_tuple, allocation.path, data.to_vec());
@@ -334,7 +356,8 @@ impl Model {
         let Some(allocation) = allocation.filter(|_| kinds.contains(&kind) && at.is_ipv4() == peer.is_ipv4()) else {
             return Expect::Silence;
         };
-        if !allocation.permissions.iter().any(|(ip, _)| *ip == peer.ip()) {
+
+        if allocation.connections.is_some() || !allocation.permissions.iter().any(|(ip, _)| *ip == peer.ip()) {
             return Expect::Silence;
         }
         // §18.13: the MTU where type and code have one, else zero.
@@ -368,7 +391,7 @@ impl Allocation {
 }
 
 /// An address that may be malformed.
-fn stun_address(value: &[u8], message: &Read) -> Option<SocketAddr> {
+pub(super) fn stun_address(value: &[u8], message: &Read) -> Option<SocketAddr> {
     if value.len() < 4 {
         return None;
     }

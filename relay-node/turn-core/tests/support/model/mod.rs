@@ -6,13 +6,15 @@
 
 mod auth;
 mod methods;
+mod tcp;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use turn_core::{FiveTuple, Path, Policy};
+use turn_core::{ConnectError, FiveTuple, Path, PeerConnectionId, Policy};
 
 pub use auth::{RestSecret, StaticUser};
+pub use tcp::Connection;
 
 use super::rig::Binding;
 use super::stun::{self, BINDING, Class, FINGERPRINT, Read, UNKNOWN_ATTRIBUTES, XOR_MAPPED_ADDRESS};
@@ -57,6 +59,13 @@ pub enum Expect {
         path: Path,
         peer: SocketAddr,
         data: Vec<u8>,
+    },
+    /// A ConnectionAttempt indication.
+    Attempt {
+        to: FiveTuple,
+        path: Path,
+        peer: SocketAddr,
+        id: PeerConnectionId,
     },
     /// A Data indication with ICMP: type, code, data.
     Icmp {
@@ -110,8 +119,11 @@ pub struct Allocation {
     pub family_error: Option<(u8, u16)>,
     /// (IP, end), in no order.
     pub permissions: Vec<(IpAddr, u64)>,
+
     /// (number, peer, end), in no order.
     pub channels: Vec<(u16, SocketAddr, u64)>,
+    /// Connections to peers, of a TCP allocation.
+    pub connections: Option<Vec<Connection>>,
 }
 
 /// A nonce that the server gave out.
@@ -141,7 +153,11 @@ pub struct Model {
     pub max_lifetime: u32,
     pub nonce_lifetime: u64,
     pub max_permissions: usize,
+
     pub max_channels: usize,
+    pub max_connections: usize,
+    /// Whether TCP allocations are offered.
+    pub tcp: bool,
     /// The relay's own IPs: only relayed addresses are reachable there.
     pub own: Vec<IpAddr>,
     /// PASSWORD-ALGORITHMS as it is offered; none where SHA-256 is not.
@@ -150,6 +166,8 @@ pub struct Model {
     issued: Vec<Issued>,
     /// What the server asked of its host for the packet in hand.
     bindings: VecDeque<Binding>,
+    /// What it asked to be connected, and what came of it.
+    dials: VecDeque<(SocketAddr, Result<PeerConnectionId, ConnectError>)>,
 }
 
 impl Model {
@@ -167,12 +185,18 @@ impl Model {
             max_lifetime: 3600,
             nonce_lifetime: 3600,
             max_permissions: 256,
+
             max_channels: 256,
+            max_connections: 64,
+            tcp: true,
+
             own,
             offer: None,
             allocations: Vec::new(),
             issued: Vec::new(),
+
             bindings: VecDeque::new(),
+            dials: VecDeque::new(),
         }
     }
 
@@ -196,6 +220,8 @@ impl Model {
     /// The process was killed and another one has read its journal: streams are gone, datagram clients go on.
     pub fn restarted(&mut self) {
         let latest = self.now + u64::from(self.max_lifetime) * S;
+
+        // Those of RFC 6062 too: they come by streams only.
         self.allocations.retain(|allocation| !allocation.five_tuple.transport.is_stream());
         for allocation in &mut self.allocations {
             // The clock may have been set back: no allocation lives longer than it could have been made to.
@@ -214,7 +240,9 @@ impl Model {
             allocation.permissions.retain(|(ip, _)| policy.check_ip(*ip).is_ok());
             allocation.channels.retain(|(_, peer, _)| peer.port() != 0 && policy.check_ip(peer.ip()).is_ok());
         }
+
         self.policy = policy;
+        self.forbid_connections();
     }
 
     /// The server gave out a nonce.
@@ -229,9 +257,19 @@ impl Model {
     }
 
     /// What comes of a packet of a client. `bindings` is what the server asked of its host meanwhile.
-    pub fn client_sends(&mut self, from: FiveTuple, path: Path, packet: &[u8], bindings: Vec<Binding>) -> Expect {
+    pub fn client_sends(
+        &mut self,
+        from: FiveTuple,
+        path: Path,
+        packet: &[u8],
+        bindings: Vec<Binding>,
+        dials: Vec<(SocketAddr, Result<PeerConnectionId, ConnectError>)>,
+    ) -> Expect {
         self.bindings = bindings.into();
+        self.dials = dials.into();
         let expected = self.client_packet(from, path, packet);
+        assert!(self.dials.is_empty(), "a peer was called for nothing: {:?}", self.dials);
+
         assert!(self.bindings.is_empty(), "a port was bound for nothing: {:?}", self.bindings);
         expected
     }
@@ -255,7 +293,10 @@ impl Model {
     fn request(&mut self, from: FiveTuple, path: Path, message: &Read) -> Expect {
         match message.method {
             BINDING => return self.binding(from, message),
+
             stun::ALLOCATE | stun::REFRESH | stun::CREATE_PERMISSION | stun::CHANNEL_BIND => {}
+            method if self.is_tcp_method(method) => {}
+
             // RFC 8489 §6.3: a method that is not supported: silently discarded.
             _ => return Expect::Silence,
         }
@@ -281,7 +322,12 @@ impl Model {
             answer.attributes.push((UNKNOWN_ATTRIBUTES, Some(unknown)));
             return Expect::Answer(answer);
         }
+
+        if message.method == stun::CONNECT {
+            return self.connect_request(from, path, message, &who.name, who.signature);
+        }
         let done = match message.method {
+            stun::CONNECTION_BIND => self.connection_bind(from, path, message, &who.name),
             stun::ALLOCATE => self.allocate(from, path, message, &who.name),
             stun::REFRESH => self.refresh(from, path, message, &who.name),
             stun::CREATE_PERMISSION => self.create_permission(from, path, message, &who.name),
@@ -356,7 +402,11 @@ impl Allocation {
         self.relayed.retain(keep);
         let families: Vec<bool> = self.relayed.iter().map(|relayed| relayed.address.is_ipv4()).collect();
         self.permissions.retain(|(ip, _)| families.contains(&ip.is_ipv4()));
+
         self.channels.retain(|(_, peer, _)| families.contains(&peer.is_ipv4()));
+        self.connections.iter_mut().for_each(|all| {
+            all.retain(|connection| families.contains(&connection.peer.is_ipv4()));
+        });
     }
 
     /// The relayed address that reaches peers of this family.
@@ -369,9 +419,10 @@ impl Allocation {
         self.relayed.iter().any(|relayed| relayed.address == address)
     }
 
-    /// When the first of its relayed addresses ends.
+    /// When the first of its relayed addresses ends, or one of its connections has waited too long.
     pub fn next_end(&self) -> Option<u64> {
-        self.relayed.iter().map(|relayed| relayed.expires).min()
+        let connections = self.connections.iter().flatten().filter_map(Connection::until);
+        self.relayed.iter().map(|relayed| relayed.expires).chain(connections).min()
     }
 }
 
