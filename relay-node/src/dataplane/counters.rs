@@ -28,12 +28,14 @@ pub(super) enum Loss {
     DtlsNoSession,
     /// As many DTLS sessions as allowed.
     DtlsSessions,
-    /// As many DTLS handshakes as allowed.
+    /// As many DTLS handshakes as allowed: the oldest ended.
     DtlsHandshakes,
+    /// Too many DTLS handshakes at once: a datagram of one was not kept.
+    DtlsWaiting,
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 28] = [
+const LABELS: [&str; 29] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -62,6 +64,7 @@ const LABELS: [&str; 28] = [
     "dtls_no_session",
     "dtls_sessions",
     "dtls_handshakes",
+    "dtls_waiting",
 ];
 const OTHER: usize = 16;
 

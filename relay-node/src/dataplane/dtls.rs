@@ -26,6 +26,8 @@ use super::worker::Worker;
 
 /// How often handshakes are looked at: what was lost is sent again a second later at the earliest (RFC 6347 §4.2.4.1).
 const POLL: Duration = Duration::from_millis(250);
+/// Datagrams of handshakes that wait for another turn. What is beyond is lost; the client sends it again.
+const WAITING: usize = 256;
 /// A connection id with this bit is a session's; below it, as a stream's, the worker, a serial number, the place in the
 /// table.
 const SESSION: u64 = 1 << 63;
@@ -96,6 +98,8 @@ pub(super) struct Sessions {
     /// Oldest first.
     half_open: VecDeque<ConnectionId>,
     next_poll: Instant,
+    /// Datagrams of handshakes that had no share of their turn.
+    waiting: VecDeque<(ConnectionId, IpMeta, Box<[u8]>)>,
     /// Whose record is in the core's hands.
     speaking: Option<ConnectionId>,
     /// In the order of their deadlines: all wait equally long.
@@ -124,6 +128,7 @@ impl Sessions {
             by_allocation: FxHashMap::default(),
             half_open: VecDeque::new(),
             next_poll: now,
+            waiting: VecDeque::new(),
             speaking: None,
             idle: VecDeque::new(),
             closing: Vec::new(),
@@ -157,6 +162,11 @@ impl Sessions {
         let key = self.key(id)?;
         let entry = &self.table[key];
         (!entry.closing).then_some((key, usize::from(entry.listener.0)))
+    }
+
+    /// Whether a handshake waits for a turn.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// When handshakes want to be looked at.
@@ -333,10 +343,16 @@ impl Worker {
         if entry.established {
             self.dtls.exchange.bring(self.packets.bytes(packet));
         } else {
+            if self.streams.half_open.is_spent() {
+                self.put_off(id, ip, packet);
+                return;
+            }
+            let began = Instant::now();
             let handshake = self.with_session(key, |session, exchange, packets| {
                 exchange.bring(packets.bytes(packet));
                 session.handshake(exchange)
             });
+            self.streams.half_open.spend(began.elapsed());
             match handshake {
                 Handshake::Pending => return,
                 Handshake::Failed => {
@@ -376,6 +392,31 @@ impl Worker {
             self.dtls.speaking = None;
             if of_use && let Some(entry) = self.dtls.table.get_mut(key) {
                 entry.last_valid = self.now.mono;
+            }
+        }
+    }
+
+    /// Keeps a datagram of a handshake for a later turn: a storm of handshakes must not hold media back.
+    fn put_off(&mut self, id: ConnectionId, ip: IpMeta, packet: PacketRef) {
+        if self.dtls.waiting.len() < WAITING {
+            self.dtls.waiting.push_back((id, ip, self.packets.bytes(packet).into()));
+        } else {
+            self.counters.lost(Loss::DtlsWaiting);
+        }
+    }
+
+    /// Goes on with the handshakes that had no share of an earlier turn.
+    pub(super) fn resume_handshakes(&mut self) {
+        while !self.streams.half_open.is_spent() && self.packets.room() > 0 {
+            let Some((id, ip, datagram)) = self.dtls.waiting.pop_front() else {
+                return;
+            };
+            let filled = self.packets.fill(|buffer| {
+                buffer.get_mut(..datagram.len())?.copy_from_slice(&datagram);
+                Some(((), datagram.len()))
+            });
+            if let (Some(key), Some(((), packet))) = (self.dtls.key(id), filled) {
+                self.give(key, packet, ip);
             }
         }
     }

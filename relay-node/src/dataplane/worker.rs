@@ -258,6 +258,7 @@ impl Worker {
             self.shown.turn(self.now.mono);
             self.unfinished = false;
             self.streams.half_open.begin_turn();
+            self.resume_handshakes();
             for index in 0..events.len() {
                 if self.packets.room() < LISTENER_BUDGET {
                     self.finish_turn();
@@ -267,6 +268,7 @@ impl Worker {
             self.take_from_rings();
             self.fire_timers();
             self.poll_handshakes();
+            self.unfinished |= self.dtls.has_waiting();
             self.finish_turn();
             self.tick();
         }

@@ -69,6 +69,14 @@ impl Relay {
         Self { child, lines, ip }
     }
 
+    /// Bytes of memory it has (RSS).
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kilobytes << 10
+    }
+
     /// Waits for a log line that holds `text`.
     pub(crate) fn log(&self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
