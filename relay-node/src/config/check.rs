@@ -9,7 +9,7 @@ use turn_core::{Family, Key, KeyRing, Policy, StaticUser, Transport};
 
 use super::machine::{Machine, ephemeral_overlap};
 use super::streams::Streams;
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, NatDiscovery};
 use crate::dataplane::{DataplaneConfig, Listen, RelayIp};
 
 /// Worker threads a relay can have.
@@ -36,6 +36,8 @@ pub struct Settings {
     pub relay_ips: Vec<RelayIp>,
     /// Identity of the allocations: the first advertised relay IP.
     pub relay_address: IpAddr,
+    /// Where NAT behaviour discovery (RFC 5780) is offered.
+    pub nat_discovery: Option<NatDiscovery>,
     /// Ports of relayed addresses.
     pub relay_ports: RangeInclusive<u16>,
     /// Worker threads, 1..=64.
@@ -114,7 +116,9 @@ impl Config {
         }
         let listen = listeners(&self.listen)?;
         let relay_ips = self.relay_ips(&listen, machine)?;
-        let relay_ports = relay_ports(self.relay_ports, &listen, &relay_ips)?;
+        let nat_discovery = self.nat_discovery.map(|written| written.check(&listen, &relay_ips)).transpose()?;
+        let alternates = nat_discovery.as_ref().map_or(&[][..], |discovery| &discovery.listen);
+        let relay_ports = relay_ports(self.relay_ports, &[&listen, alternates].concat(), &relay_ips)?;
         if self.workers > MAX_WORKERS {
             let problem = format!("{} is more than {MAX_WORKERS}; 0 is one per core", self.workers);
             return Err(ConfigError::new("workers", problem));
@@ -143,6 +147,7 @@ impl Config {
             relay_address: relay_ips[0].advertised,
             relay_ips,
             relay_ports,
+            nat_discovery,
             workers,
             realm: realm(&self.realm)?,
             rest_secrets: secrets(&self.rest_secrets)?,
@@ -293,9 +298,11 @@ impl Settings {
 
     /// What the data plane is started with. `user_quota` is this relay's number, or the cluster's.
     pub fn dataplane(&self, epoch: u64, journal: PathBuf, user_quota: usize) -> DataplaneConfig {
+        let alternates = self.nat_discovery.iter().flat_map(|discovery| &discovery.listen);
         DataplaneConfig {
             workers: self.workers,
-            listen: self.listen.clone(),
+            listen: self.listen.iter().chain(alternates).cloned().collect(),
+            nat_discovery: self.nat_discovery.as_ref().map(|discovery| discovery.addresses),
             relay_ips: self.relay_ips.clone(),
             relay_ports: self.relay_ports.clone(),
             relay_address: self.relay_address,

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod check;
+mod discovery;
 mod limits;
 mod machine;
 mod streams;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 pub use arguments::Arguments;
 pub use check::{Controllers, LogFormat, Settings, parse_network};
+pub use discovery::{NatDiscovery, WrittenNatDiscovery};
 pub use limits::{Features, Limits};
 use machine::Machine;
 pub use streams::{Streams, WrittenCertificate};
@@ -35,7 +37,7 @@ pub struct Config {
     /// Where the journal, the epoch and the last session's settings are kept; mode 0700. A relative path starts at the
     /// file's directory, as all paths of the file do.
     pub state_dir: PathBuf,
-    /// Client-facing addresses, `udp://IP:PORT`, `tcp://IP:PORT` or `tls://IP:PORT`; 3478 is TURN's registered port, 5349
+    /// Client-facing addresses, `udp://IP:PORT`, `tcp://`, `tls://` or `dtls://`; 3478 is TURN's registered port, 5349
     /// that of TURN over TLS.
     pub listen: Vec<String>,
     /// What TLS and DTLS are served with: the default first, others chosen by the name a client asks for.
@@ -80,6 +82,8 @@ pub struct Config {
     pub stream_send_cap: u32,
     /// TCP connections per worker.
     pub max_connections: u32,
+    /// A second address, for NAT behaviour discovery (RFC 5780).
+    pub nat_discovery: Option<WrittenNatDiscovery>,
     /// Further bounds.
     pub limits: Limits,
     /// Extensions that are offered.
@@ -147,6 +151,7 @@ impl Default for Config {
             user_quota: 0,
             stream_send_cap: 262_144,
             max_connections: 10_000,
+            nat_discovery: None,
             limits: Limits::default(),
             features: Features::default(),
             third_party: ThirdParty::default(),

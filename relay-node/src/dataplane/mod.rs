@@ -65,6 +65,15 @@ pub struct Listen {
     pub bind: SocketAddr,
 }
 
+/// One of the addresses of NAT behaviour discovery (RFC 5780 §6).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DiscoveryAddress {
+    /// As packets carry it to this machine.
+    pub bound: SocketAddr,
+    /// As clients know it.
+    pub advertised: SocketAddr,
+}
+
 /// A relay IP: what sockets bind and what peers see.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RelayIp {
@@ -81,6 +90,8 @@ pub struct DataplaneConfig {
     pub workers: u16,
     /// Client-facing addresses.
     pub listen: Vec<Listen>,
+    /// A1:P1, A1:P2, A2:P1, A2:P2 of RFC 5780 §6.1, all of them served by `listen`.
+    pub nat_discovery: Option<[DiscoveryAddress; 4]>,
     /// Relay IPs, at most one per family.
     pub relay_ips: Vec<RelayIp>,
     /// Ports of relayed addresses.

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
-use turn_core::{Change, Record, Server, Settings, WorkerId};
+use turn_core::{Change, DiscoveryPlace, ListenerId, NatDiscovery, Record, Server, Settings, Transport, WorkerId};
 
 use super::accept::Door;
 use super::dtls::Sessions;
@@ -18,7 +18,7 @@ use super::peer_table::PeerTable;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
 use super::worker::{Reporting, Setup, Shown, Worker};
-use super::{DataplaneConfig, Handle, Listen};
+use super::{DataplaneConfig, DiscoveryAddress, Handle, Listen};
 use crate::journal::Succession;
 use crate::registry::{Bounds, Registry};
 use crate::sys::epoll::{Epoll, Waker};
@@ -89,7 +89,10 @@ impl Starting {
         getrandom::fill(&mut seed).context("the system has no randomness")?;
         let mut cookie_secret = [0; 64];
         getrandom::fill(&mut cookie_secret).context("the system has no randomness")?;
-        let server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
+        let mut server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
+        if let Some(addresses) = config.nat_discovery {
+            server.set_nat_discovery(discovery(addresses, &listeners)?);
+        }
         let relayed = Relayed::new(
             id,
             Arc::clone(&self.registry),
@@ -169,6 +172,18 @@ impl Starting {
         }
         Ok(())
     }
+}
+
+/// The four addresses with the sockets that serve them (RFC 5780 §6).
+fn discovery(addresses: [DiscoveryAddress; 4], listeners: &[Listener]) -> anyhow::Result<NatDiscovery> {
+    let mut places = Vec::new();
+    for DiscoveryAddress { bound, advertised } in addresses {
+        let index = listeners.iter().position(|listener| listener.serves(Transport::Udp, bound));
+        let index = index.with_context(|| format!("nat_discovery: nothing listens on udp://{bound}"))?;
+        places.push(DiscoveryPlace { bound, advertised, listener: ListenerId(index as u16) });
+    }
+    let places = <[DiscoveryPlace; 4]>::try_from(places).map_err(|_| anyhow!("nat_discovery: four addresses"))?;
+    Ok(NatDiscovery(places))
 }
 
 /// What the listeners are bound to.

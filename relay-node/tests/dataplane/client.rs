@@ -57,6 +57,7 @@ pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig 
     DataplaneConfig {
         workers,
         listen: vec![listen(Transport::Udp, ip), listen(Transport::Tcp, ip), listen(Transport::Udp, v6)],
+        nat_discovery: None,
         relay_ips: vec![relay_ip(ip), relay_ip(v6)],
         relay_ports: 20_000..=29_999,
         relay_address: ip,

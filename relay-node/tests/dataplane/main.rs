@@ -3,6 +3,7 @@
 mod authority;
 mod bandwidth;
 mod client;
+mod discovery;
 mod door;
 mod dtls;
 mod dual;

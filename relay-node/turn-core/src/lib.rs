@@ -48,8 +48,8 @@ pub use meter::{Meter, Meters};
 pub use policy::Policy;
 pub use record::{AllocationId, Change, EndReason, Record};
 pub use server::{
-    BindError, BindRequest, Bound, ClaimError, ConnectError, DropReason, Head, Host, Input, IpMeta, Now, Out, Output,
-    PeerEvent, PortRequest, Route, Server, Verdict,
+    BindError, BindRequest, Bound, ClaimError, ConnectError, DiscoveryPlace, DropReason, Head, Host, Input, IpMeta,
+    NatDiscovery, Now, Out, Output, PeerEvent, PortRequest, Route, Server, Verdict,
 };
 pub use settings::{Features, Key, KeyRing, Limits, Settings, StaticUser};
 pub use third_party::{Session, ThirdParty};

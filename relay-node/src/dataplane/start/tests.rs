@@ -26,6 +26,7 @@ fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
     DataplaneConfig {
         workers,
         listen: vec![listen(Transport::Udp), listen(Transport::Tcp)],
+        nat_discovery: None,
         relay_ips: vec![RelayIp { bound: ip, advertised: ip }],
         relay_ports: 20_000..=29_999,
         relay_address: ip,

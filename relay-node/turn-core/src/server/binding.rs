@@ -19,8 +19,8 @@ impl Server {
         if self.table.by_five_tuple(&request.from).is_none() && !self.admit_stranger(request) {
             return Verdict::Drop(DropReason::TooManyStrangers);
         }
-        if let Some(refused) = self.refuse_unknown(request, None) {
-            return refused;
+        if let Some(answer) = self.discover(request).or_else(|| self.refuse_unknown(request, None)) {
+            return answer;
         }
         self.reply_with(request, Class::Success, None, |writer| {
             writer.attribute(&mapped(request.from.client));

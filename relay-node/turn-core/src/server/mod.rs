@@ -6,6 +6,7 @@
 //! | `challenge`, `strangers` | answers to whoever is not known: short, and only so many |
 //! | `reply` | requests and their answers |
 //! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
+//! | `discovery` | Binding where there is a second address (RFC 5780) |
 //! | `relay`, `icmp` | packets between client and peers, and errors of the network about them |
 //! | `tcp` | TCP allocations (RFC 6062): Connect, ConnectionBind, ConnectionAttempt |
 //! | `lifecycle` | records, restore, ends, new settings |
@@ -19,6 +20,7 @@ mod binding;
 mod challenge;
 mod channel;
 mod directory;
+mod discovery;
 mod icmp;
 mod indication;
 #[cfg(test)]
@@ -46,6 +48,7 @@ use rand_core::{Rng, SeedableRng};
 
 use self::auth::User;
 use self::directory::Directory;
+pub use self::discovery::{DiscoveryPlace, NatDiscovery};
 use self::reply::{REPLY, Request};
 use self::strangers::Strangers;
 use self::table::Table;
@@ -495,6 +498,7 @@ pub struct Server {
     outputs: VecDeque<Output>,
     reply: Box<[u8; REPLY]>,
     reply_len: usize,
+    nat_discovery: Option<Box<NatDiscovery>>,
 }
 
 impl Server {
@@ -519,6 +523,7 @@ impl Server {
             outputs: VecDeque::new(),
             reply: Box::new([0; REPLY]),
             reply_len: 0,
+            nat_discovery: None,
         }
     }
 

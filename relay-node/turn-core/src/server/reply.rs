@@ -103,7 +103,7 @@ impl Server {
     }
 
     /// What is unknown to this server as it is configured.
-    fn declined(&self) -> AttributeSet {
+    pub(super) fn declined(&self) -> AttributeSet {
         let mut declined = DECLINED;
         if !self.settings.features.sha256 {
             declined = declined.union(OF_SHA256);

@@ -116,6 +116,11 @@ impl AttributeSet {
         Self(self.0 | other.0)
     }
 
+    /// What is in this one and not in the other.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     pub(super) const fn contains_slot(self, slot: usize) -> bool {
         self.0 & (1 << slot) != 0
     }
