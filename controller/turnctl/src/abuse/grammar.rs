@@ -22,7 +22,7 @@ pub(super) const CHECKS: &[Check] = &[
     must("grammar-empty", SECTION, "an empty datagram leaves the server well", empty).on(On::Only(Transport::Udp)),
     must("grammar-attribute-lengths", SECTION, "attributes of every wrong length are refused, never served", lengths),
     must("grammar-attributes-unsigned", SECTION, "the same without a signature", lengths_unsigned),
-    must("grammar-many-attributes", SECTION, "a request of 10,000 attributes is answered or dropped", many),
+    must("grammar-many-attributes", SECTION, "a request of 3,000 attributes is answered or dropped", many),
     must("grammar-unknown-thousand", SECTION, "a thousand unknown attributes give a bounded answer", thousand_unknown),
     must("grammar-indications", SECTION, "indications of every method get no answer", indications),
     must("grammar-methods", SECTION, "requests of every unknown method get no answer", methods),
@@ -219,11 +219,17 @@ fn lengths_unsigned(lab: &Lab<'_>) -> Step {
 fn many(lab: &Lab<'_>) -> Step {
     let mut client = lab.client()?;
     let mut request = lab.allocate();
-    for _ in 0..10_000 {
+    // What one record of DTLS holds.
+    for _ in 0..3000 {
         request = request.attr(A(0xFF00), &[]);
     }
     let bytes = client.credentials.sign(request).into_bytes();
-    client.send(&bytes)?;
+    // A server may close a stream on which a stranger sends that much.
+    if let Err(error) = client.wire.send(&bytes)
+        && !lab.transport.is_stream()
+    {
+        return Err(error.into());
+    }
     lab.settle();
     lab.alive()
 }

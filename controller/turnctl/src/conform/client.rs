@@ -16,6 +16,9 @@ use super::lab::{Login, Peer, Target};
 use super::reply::Reply;
 use super::wire::{Got, Wire};
 
+/// Why a client cannot start on its port.
+pub(crate) const TAKEN: &str = "the client's port has an allocation already";
+
 /// What signs a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
@@ -102,10 +105,12 @@ impl Client {
     /// Learns realm and nonce from the answer to this unsigned request.
     pub(crate) fn greet_with(&mut self, request: &Craft) -> Step {
         let reply = self.ask(request)?;
-        if reply.code() != 401 {
-            return fail(format!("an unsigned request was answered with {reply} instead of 401"));
+        match reply.code() {
+            401 => self.learn(&reply),
+            // An allocation of somebody who had this port before: no fault of the server's, and none of the check's.
+            437 if !self.is_stream() => Err(Stop::NotApplicable(TAKEN.into())),
+            _ => fail(format!("an unsigned request was answered with {reply} instead of 401")),
         }
-        self.learn(&reply)
     }
 
     fn learn(&mut self, reply: &Reply) -> Step {
@@ -139,12 +144,22 @@ impl Client {
             self.wire.send(request)?;
             let again = if self.is_stream() { deadline } else { (Instant::now() + wait).min(deadline) };
             if let Some(reply) = self.answer_to(&id, again)? {
+                self.note(&reply);
                 return Ok(reply);
             }
             if Instant::now() >= deadline {
                 return fail(format!("no answer within {} ms", start.elapsed().as_millis()));
             }
             wait *= 2;
+        }
+    }
+
+    /// Keeps count of the allocation, so that it is deleted in the end however the check made it.
+    fn note(&mut self, reply: &Reply) {
+        match (reply.code(), reply.method(), reply.word(A::LIFETIME)) {
+            (0, ALLOCATE, _) => self.relayed = reply.xor_address(A::XOR_RELAYED_ADDRESS).or(self.relayed),
+            (0, REFRESH, Some(0)) => self.relayed = None,
+            _ => {}
         }
     }
 

@@ -11,7 +11,7 @@ use turn_core::Transport;
 use turn_core::wire::AttributeType as A;
 
 use super::check::{Step, Stop, fail, not_applicable};
-use super::client::Client;
+use super::client::{Client, TAKEN};
 use super::craft::{ALLOCATE, Craft, UDP, hmac_sha1};
 use super::wire::{Handshake, Trust, Wire};
 
@@ -138,9 +138,15 @@ impl<'a> Lab<'a> {
     }
 
     pub(crate) fn client_of(&self, user: Login) -> Step<Client> {
-        let mut client = Client::new(self.wire()?, user, self.target);
-        client.greet()?;
-        Ok(client)
+        let mut taken = 0;
+        loop {
+            let mut client = Client::new(self.wire()?, user.clone(), self.target);
+            match client.greet() {
+                Ok(()) => return Ok(client),
+                Err(Stop::NotApplicable(why)) if why == TAKEN && taken < 3 => taken += 1,
+                Err(stop) => return Err(stop),
+            }
+        }
     }
 
     /// A client with an allocation.

@@ -86,7 +86,7 @@ impl Wire {
                 let socket = UdpSocket::bind(from)?;
                 socket.connect(server)?;
                 let local = socket.local_addr()?;
-                let ssl = ssl(SslMethod::dtls(), name, trust, handshake)?;
+                let ssl = ssl(true, name, trust, handshake)?;
                 (Link::Dtls(shake(ssl, Datagrams(socket))?), local)
             }
             Transport::Tcp | Transport::Tls => {
@@ -94,7 +94,7 @@ impl Wire {
                 let local = stream.local_addr()?;
                 if transport == Transport::Tls {
                     stream.set_read_timeout(Some(Duration::from_millis(100)))?;
-                    let ssl = ssl(SslMethod::tls(), name, trust, handshake)?;
+                    let ssl = ssl(false, name, trust, handshake)?;
                     (Link::Tls(shake(ssl, stream)?), local)
                 } else {
                     (Link::Tcp(stream), local)
@@ -244,9 +244,9 @@ pub(crate) fn connect(server: SocketAddr, from: IpAddr) -> io::Result<TcpStream>
     Ok(stream)
 }
 
-fn ssl(method: SslMethod, name: &str, trust: &Trust, handshake: Handshake) -> io::Result<Ssl> {
+fn ssl(datagrams: bool, name: &str, trust: &Trust, handshake: Handshake) -> io::Result<Ssl> {
     let make = || -> Result<Ssl, ErrorStack> {
-        let mut context = SslContext::builder(method)?;
+        let mut context = SslContext::builder(if datagrams { SslMethod::dtls() } else { SslMethod::tls() })?;
         context.set_options(SslOptions::NO_QUERY_MTU);
         if trust.insecure {
             context.set_verify(SslVerifyMode::NONE);
@@ -272,7 +272,9 @@ fn ssl(method: SslMethod, name: &str, trust: &Trust, handshake: Handshake) -> io
                 ssl.param_mut().set_host(name)?;
             }
         }
-        ssl.set_mtu(1200)?;
+        if datagrams {
+            ssl.set_mtu(1200)?;
+        }
         Ok(ssl)
     };
     make().map_err(io::Error::other)
