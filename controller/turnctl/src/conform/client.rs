@@ -144,7 +144,6 @@ impl Client {
             self.wire.send(request)?;
             let again = if self.is_stream() { deadline } else { (Instant::now() + wait).min(deadline) };
             if let Some(reply) = self.answer_to(&id, again)? {
-                self.note(&reply);
                 return Ok(reply);
             }
             if Instant::now() >= deadline {
@@ -168,7 +167,10 @@ impl Client {
         loop {
             match self.wire.receive(deadline) {
                 Got::Packet(packet) if packet.get(8..20) == Some(id) && packet[0] < 64 => match Reply::parse(packet) {
-                    Some(reply) => return Ok(Some(reply)),
+                    Some(reply) => {
+                        self.note(&reply);
+                        return Ok(Some(reply));
+                    }
                     None => return fail("the answer breaks the grammar of RFC 8489 §5"),
                 },
                 Got::Packet(packet) => self.inbox.push_back(packet),

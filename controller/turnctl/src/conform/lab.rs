@@ -11,7 +11,7 @@ use turn_core::Transport;
 use turn_core::wire::AttributeType as A;
 
 use super::check::{Step, Stop, fail, not_applicable};
-use super::client::{Client, TAKEN};
+use super::client::{Client, TAKEN, expect_code};
 use super::craft::{ALLOCATE, Craft, UDP, hmac_sha1};
 use super::wire::{Handshake, Trust, Wire};
 
@@ -151,9 +151,19 @@ impl<'a> Lab<'a> {
 
     /// A client with an allocation.
     pub(crate) fn allocation(&self) -> Step<Client> {
-        let mut client = self.client()?;
-        client.allocate(self.allocate())?;
-        Ok(client)
+        let mut taken = 0;
+        loop {
+            let mut client = self.client()?;
+            let reply = client.signed(self.allocate())?;
+            // The port's last owner left its allocation behind.
+            if reply.code() == 437 && taken < 3 {
+                taken += 1;
+                continue;
+            }
+            expect_code(&reply, 0)?;
+            client.relayed()?;
+            return Ok(client);
+        }
     }
 
     /// An Allocate request for a relayed address that the peers here can be reached from.
