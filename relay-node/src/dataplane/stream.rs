@@ -12,7 +12,7 @@ use turn_core::{AllocationId, ConnectionId, FiveTuple};
 
 use super::opening::Opening;
 use super::prefixes::Place;
-use super::transport::{Arrived, ByteStream, Scratch};
+use super::transport::{Arrived, BrokenTls, ByteStream, Scratch};
 use crate::sys::epoll::Interest;
 
 /// Longest frame of a connection without an allocation. No request is near it, and strangers hold no more memory.
@@ -90,7 +90,7 @@ impl Connection {
     ///
     /// # Errors
     /// As [`ByteStream::start_tls`].
-    pub(super) fn open_tls(&mut self, config: Arc<ServerConfig>) -> Result<(), rustls::Error> {
+    pub(super) fn open_tls(&mut self, config: Arc<ServerConfig>) -> Result<(), BrokenTls> {
         let first = self.first_bytes();
         self.bytes.start_tls(&first, config)
     }

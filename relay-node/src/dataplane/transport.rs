@@ -13,6 +13,9 @@ use rustls::{ServerConfig, ServerConnection};
 
 /// Bytes read from a TLS connection at once.
 const READ: usize = 32 << 10;
+/// Bytes from which no plaintext comes before a client is not believed any more. A handshake without a client's
+/// certificate has a few KiB, and a record 16 KiB (RFC 8446 §5.1); a handshake message could announce 16 MiB.
+const LONGEST_SILENCE: usize = 20 << 10;
 /// Memory of an empty queue above this is given back.
 const KEPT_CAPACITY: usize = 4096;
 /// Room for a frame of any length.
@@ -53,9 +56,15 @@ pub(super) struct ByteStream {
     unsent: VecDeque<u8>,
 }
 
+/// The client broke the protocol, or nothing it offers is acceptable. It has been told by an alert.
+#[derive(Debug)]
+pub(super) struct BrokenTls;
+
 /// The TLS of a connection.
 struct Tls {
     session: ServerConnection,
+    /// Bytes that arrived since the last plaintext.
+    silence: usize,
     /// The client has said that nothing follows, or broke the protocol.
     ended: bool,
 }
@@ -70,12 +79,12 @@ impl ByteStream {
     /// answered.
     ///
     /// # Errors
-    /// The client broke the protocol, or none of its offers is acceptable; it has been told by an alert.
-    pub(super) fn start_tls(&mut self, first: &[u8], config: Arc<ServerConfig>) -> Result<(), rustls::Error> {
-        let mut session = ServerConnection::new(config)?;
+    /// [`BrokenTls`].
+    pub(super) fn start_tls(&mut self, first: &[u8], config: Arc<ServerConfig>) -> Result<(), BrokenTls> {
+        let mut session = ServerConnection::new(config).map_err(|_| BrokenTls)?;
         // The queue is ours, and bounded by what is put into it.
         session.set_buffer_limit(None);
-        let tls = self.tls.insert(Box::new(Tls { session, ended: false }));
+        let tls = self.tls.insert(Box::new(Tls { session, silence: 0, ended: false }));
         let spare = &mut self.spare;
         let result = tls.open(first, |plaintext| spare.extend_from_slice(plaintext));
         // A broken connection shows itself with the next read.
@@ -211,11 +220,12 @@ impl ByteStream {
 
 impl Tls {
     /// Opens records. `take` gets the plaintext.
-    fn open(&mut self, mut sealed: &[u8], mut take: impl FnMut(&[u8])) -> Result<(), rustls::Error> {
+    fn open(&mut self, mut sealed: &[u8], mut take: impl FnMut(&[u8])) -> Result<(), BrokenTls> {
+        self.silence += sealed.len();
         while !sealed.is_empty() {
             // What it has no room for it leaves in `sealed`; an error is a record longer than there may be.
             if self.session.read_tls(&mut sealed).is_err() {
-                return Err(rustls::Error::PeerSentOversizedRecord);
+                return Err(BrokenTls);
             }
             let state = self.session.process_new_packets();
             // What came before the fault counts.
@@ -224,13 +234,17 @@ impl Tls {
                 && !plaintext.is_empty()
             {
                 let length = plaintext.len();
+                self.silence = 0;
                 take(plaintext);
                 reader.consume(length);
             }
-            if state?.peer_has_closed() {
+            if state.map_err(|_| BrokenTls)?.peer_has_closed() {
                 self.ended = true;
                 return Ok(());
             }
+        }
+        if self.silence > LONGEST_SILENCE {
+            return Err(BrokenTls);
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ fn pair(
         return Ok((connection, Client::Plain(client)));
     };
     let (server_config, client_config) = tls(version)?;
-    connection.open_tls(server_config)?;
+    connection.open_tls(server_config).map_err(|_| anyhow::anyhow!("no TLS"))?;
     let shaking: JoinHandle<anyhow::Result<Client>> = std::thread::spawn(move || {
         let mut session = ClientConnection::new(client_config, "localhost".try_into()?)?;
         while session.is_handshaking() {
@@ -293,5 +293,34 @@ fn ends_are_told() -> anyhow::Result<()> {
         let alert = client.read(&mut [0; 10]).expect_err("an alert");
         assert!(alert.to_string().contains("BadRecordMac"), "{alert}");
     }
+    Ok(())
+}
+
+/// What a client may make us hold is bounded, in a handshake and after it: RFC 8446 §4 lets a handshake message announce
+/// 16 MiB.
+#[test]
+fn handshake_messages_without_end_are_not_collected() -> anyhow::Result<()> {
+    let scratch = &mut Scratch::new();
+    let endless =
+        [&b"\x16\x03\x01\x40\x00\x01\x00\xff\xf0"[..], &[0; 16_380], b"\x16\x03\x01\x40\x00", &[0; 16_384]].concat();
+    let (server_config, _) = tls(&version::TLS13)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let (socket, from) = listener.accept()?;
+    socket.set_nonblocking(true)?;
+    let five_tuple = FiveTuple { transport: Transport::Tcp, client: from, server: listener.local_addr()? };
+    let mut connection = Connection::new(socket, ConnectionId(1), five_tuple, Instant::now());
+    connection.open_tls(server_config).map_err(|_| anyhow::anyhow!("no TLS"))?;
+    let writer = std::thread::spawn(move || client.write_all(&endless).map(|()| client));
+    loop {
+        match connection.read(&mut [0; 1000], scratch) {
+            Arrived::End => break,
+            Arrived::Nothing => std::thread::yield_now(),
+            Arrived::Bytes(_) => panic!("plaintext"),
+        }
+    }
+    drop(connection);
+    // Whether the client could send the rest is its own concern.
+    let _ = writer.join().expect("no panic");
     Ok(())
 }
