@@ -1,5 +1,6 @@
 //! The data plane on loopback, with real sockets and real threads. Each test has a loopback address of its own.
 
+mod authentication;
 mod authority;
 mod bandwidth;
 mod client;
