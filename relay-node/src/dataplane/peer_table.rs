@@ -6,7 +6,7 @@
 //! the other's mailbox.
 
 use std::collections::hash_map::Entry;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::FxHashMap;
@@ -36,7 +36,7 @@ enum Place {
     /// With the owner.
     Owner,
     /// Here, for this user.
-    Parked { socket: TcpStream, username: Box<[u8]> },
+    Parked { socket: TcpStream, username: Box<[u8]>, client: SocketAddr },
     /// In a pipe of this worker.
     Pipe(WorkerId),
 }
@@ -80,11 +80,19 @@ impl PeerTable {
         None
     }
 
-    /// Keeps the socket of a connection until this user claims it. The kernel keeps what the peer sends, and its window
+    /// Keeps the socket of a connection until this user claims it, whose control connection comes from `client`. The kernel keeps what the peer sends, and its window
     /// holds the peer back (RFC 6062 §5.2).
-    pub(super) fn park(&self, id: PeerConnectionId, socket: TcpStream, username: Box<[u8]>) {
+    pub(super) fn park(&self, id: PeerConnectionId, socket: TcpStream, username: Box<[u8]>, client: SocketAddr) {
         if let Some(connection) = self.lock().get_mut(&id) {
-            connection.place = Place::Parked { socket, username };
+            connection.place = Place::Parked { socket, username, client };
+        }
+    }
+
+    /// Where the control connection of a parked one comes from.
+    pub(super) fn control_of(&self, id: PeerConnectionId) -> Option<SocketAddr> {
+        match self.lock().get(&id)?.place {
+            Place::Parked { client, .. } => Some(client),
+            Place::Owner | Place::Pipe(_) => None,
         }
     }
 
@@ -148,7 +156,7 @@ impl PeerTable {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::net::{SocketAddr, TcpListener};
+    use std::net::TcpListener;
 
     use super::*;
 
@@ -176,7 +184,8 @@ mod tests {
         let table = table(9)?;
         let id = table.open(OWNER, relayed()).expect("room");
         assert_eq!(table.claim(id, b"alice", OTHER).err(), Some(ClaimError::Unknown), "not parked yet");
-        table.park(id, pair()?.0, (*b"alice").into());
+        table.park(id, pair()?.0, (*b"alice").into(), relayed().bound);
+        assert_eq!(table.control_of(id), Some(relayed().bound));
         assert_eq!(table.claim(id, b"bob", OTHER).err(), Some(ClaimError::OtherUser));
         assert!(table.letters(OWNER).is_empty());
         assert!(table.claim(id, b"alice", OTHER).is_ok());
@@ -191,7 +200,7 @@ mod tests {
         let table = table(9)?;
         let claimed = || {
             let id = table.open(OWNER, relayed()).expect("room");
-            table.park(id, pair().expect("a pair").0, (*b"alice").into());
+            table.park(id, pair().expect("a pair").0, (*b"alice").into(), relayed().bound);
             table.claim(id, b"alice", OTHER).expect("parked");
             table.letters(OWNER);
             id
@@ -217,14 +226,14 @@ mod tests {
         let id = table.open(OWNER, relayed()).expect("room");
         assert_eq!(table.open(OWNER, relayed()), None);
         let (parked, mut peer) = pair()?;
-        table.park(id, parked, (*b"alice").into());
+        table.park(id, parked, (*b"alice").into(), relayed().bound);
         table.close(id);
         assert_eq!(peer.read(&mut [0; 1])?, 0, "closed");
         let id = table.open(OWNER, relayed()).expect("room again");
         // Its end came first.
         table.close(id);
         let (late, mut peer) = pair()?;
-        table.park(id, late, (*b"alice").into());
+        table.park(id, late, (*b"alice").into(), relayed().bound);
         assert_eq!(peer.read(&mut [0; 1])?, 0);
         Ok(())
     }

@@ -132,10 +132,15 @@ impl Peers {
         Ok(())
     }
 
+    /// See [`turn_core::Host::control_of`].
+    pub(super) fn control_of(&self, id: PeerConnectionId) -> Option<SocketAddr> {
+        self.table.control_of(id)
+    }
+
     /// See [`turn_core::Output::Pend`].
-    pub(super) fn pend(&mut self, id: PeerConnectionId, username: Box<[u8]>) {
+    pub(super) fn pend(&mut self, id: PeerConnectionId, username: Box<[u8]>, client: SocketAddr) {
         if let Some(Opening { socket, .. }) = self.take_opening(id) {
-            self.table.park(id, socket, username);
+            self.table.park(id, socket, username, client);
         }
     }
 

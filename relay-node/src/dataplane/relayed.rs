@@ -292,6 +292,10 @@ impl Host for Relayed {
         self.peers.claim(connection, username)
     }
 
+    fn control_of(&self, connection: PeerConnectionId) -> Option<SocketAddr> {
+        self.peers.control_of(connection)
+    }
+
     fn ticket_owner(&self, ticket: &Ticket) -> Option<WorkerId> {
         self.whereabouts().of_ticket(ticket)
     }

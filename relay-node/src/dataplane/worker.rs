@@ -480,7 +480,9 @@ impl Worker {
                 Output::Close(id) => self.close_soon(id),
                 Output::Ticket { ticket, held } => self.relayed.whereabouts().hold(ticket, self.id, held),
                 Output::Serve { five_tuple, path, served } => self.serve_client(five_tuple, path, served),
-                Output::Pend { connection, username } => self.relayed.peers.pend(connection, username),
+                Output::Pend { connection, username, client } => {
+                    self.relayed.peers.pend(connection, username, client);
+                }
                 Output::Join { connection, peer } => self.join_soon(connection, peer),
                 Output::ClosePeer(id) => self.relayed.peers.close(id),
             }

@@ -70,7 +70,9 @@ impl Server {
         let settings = &*self.settings;
         let unix_seconds = request.now.wall / 1000;
         let lifetime = settings.limits.nonce_lifetime;
-        nonce::verify(&settings.nonce_keys, nonce, request.from.client, unix_seconds, lifetime) == Freshness::Fresh
+        [Some(request.from.client), request.control].into_iter().flatten().any(|client| {
+            nonce::verify(&settings.nonce_keys, nonce, client, unix_seconds, lifetime) == Freshness::Fresh
+        })
     }
 
     /// What this server offers. A client that is told of anonymous names must send USERHASH, so it is told only where

@@ -53,6 +53,8 @@ pub(super) struct FakeHost {
     pub(super) connects: Vec<(RelayedAddr, PeerAddr)>,
     pub(super) refuse_connect: Option<ConnectError>,
     pub(super) pending: HashMap<PeerConnectionId, Vec<u8>>,
+    /// Of every pending connection.
+    pub(super) control: Option<SocketAddr>,
 }
 
 impl FakeHost {
@@ -103,6 +105,10 @@ impl Host for FakeHost {
         }
         self.connects.push((relayed, to));
         Ok(PeerConnectionId(u32::try_from(self.connects.len()).expect("few")))
+    }
+
+    fn control_of(&self, _: PeerConnectionId) -> Option<SocketAddr> {
+        self.control
     }
 
     fn claim(&mut self, connection: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {

@@ -38,7 +38,7 @@ mod tcp;
 mod timer;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,6 +52,7 @@ pub use self::discovery::{DiscoveryPlace, NatDiscovery};
 use self::reply::{REPLY, Request};
 use self::strangers::Strangers;
 use self::table::Table;
+use self::tcp::control_of;
 use crate::meter::Meters;
 use crate::ticket::Ticket;
 use crate::wire::attribute::ReservationToken;
@@ -302,6 +303,8 @@ pub enum Output {
         connection: PeerConnectionId,
         /// Who may claim it with [`Host::claim`].
         username: Box<[u8]>,
+        /// Where the control connection comes from, for [`Host::control_of`].
+        client: SocketAddr,
     },
     /// Once the answer has left, `connection` carries no TURN any more: what comes on it, beginning behind the request,
     /// goes to the peer as it is and back (RFC 6062 §5.4). `peer` was claimed by [`Host::claim`].
@@ -353,6 +356,13 @@ pub trait Host {
     /// The worker whose server has the allocation of a ticket (RFC 8016). Never blocks, never allocates.
     fn ticket_owner(&self, ticket: &Ticket) -> Option<WorkerId> {
         let _ = ticket;
+        None
+    }
+
+    /// Where the control connection of a pending connection comes from, as [`Output::Pend`] said. Its nonce is good for
+    /// the ConnectionBind too: RFC 6062 §4.3 has clients use the same credentials on both.
+    fn control_of(&self, connection: PeerConnectionId) -> Option<SocketAddr> {
+        let _ = connection;
         None
     }
 
@@ -578,7 +588,7 @@ impl Server {
                     (Class::Indication, Method::Send) => self.on_send(now, &from, &message, ip, host),
                     // RFC 8489 §6.3.2: it has done its work by coming.
                     (Class::Indication, Method::Binding) => Verdict::Done,
-                    (Class::Request, _) => self.on_request(Request { now, from, path, message }, host),
+                    (Class::Request, _) => self.on_request(Request { now, from, path, message, control: None }, host),
                     _ => Verdict::Drop(DropReason::Unexpected),
                 }
             }
@@ -587,7 +597,7 @@ impl Server {
     }
 
     /// RFC 8489 §6.3.1 and §9.2.4, then the method.
-    fn on_request(&mut self, request: Request<'_>, host: &mut impl Host) -> Verdict {
+    fn on_request(&mut self, mut request: Request<'_>, host: &mut impl Host) -> Verdict {
         match request.message.method() {
             Method::Binding => return self.binding(&request),
             Method::Allocate | Method::Refresh | Method::CreatePermission | Method::ChannelBind => {}
@@ -609,6 +619,9 @@ impl Server {
         }
         if self.is_one_too_many(&request) {
             return Verdict::Drop(DropReason::TooManyStrangers);
+        }
+        if request.message.method() == Method::ConnectionBind {
+            request.control = control_of(&request, host);
         }
         let identity = match self.authenticate(&request) {
             Ok(identity) => identity,

@@ -1,5 +1,7 @@
 //! Requests as the request files see them, and the answers they get.
 
+use std::net::SocketAddr;
+
 use super::auth::User;
 use super::table::Slot;
 use super::{Now, Out, Server, Verdict};
@@ -31,6 +33,8 @@ pub(super) struct Request<'a> {
     pub(super) from: FiveTuple,
     pub(super) path: Path,
     pub(super) message: Message<'a>,
+    /// Of a ConnectionBind: where its control connection comes from, whose nonce it may bring (RFC 6062 §4.3).
+    pub(super) control: Option<SocketAddr>,
 }
 
 impl Request<'_> {

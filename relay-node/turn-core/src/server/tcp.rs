@@ -4,6 +4,7 @@
 //! sockets are the host's. A ConnectionBind may come to another server of the node, because it comes on a connection
 //! of its own: the host brings the two together ([`Host::claim`], [`PeerEvent::Bound`]).
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand_core::Rng;
@@ -300,8 +301,9 @@ impl Server {
     }
 
     fn pend(&mut self, slot: Slot, connection: PeerConnectionId) {
-        let username = self.table.get(slot).username.clone();
-        self.outputs.push_back(Output::Pend { connection, username });
+        let allocation = self.table.get(slot);
+        let (username, client) = (allocation.username.clone(), allocation.five_tuple().client);
+        self.outputs.push_back(Output::Pend { connection, username, client });
     }
 
     /// 447, if a Connect still waits for its answer.
@@ -335,6 +337,15 @@ impl Server {
         let ended = self.table.change_peer_connections(slot, |connections| connections.enforce(policy, now.mono));
         self.outputs.extend(ended.into_iter().flatten().map(Output::ClosePeer));
     }
+}
+
+/// Where the control connection of a ConnectionBind comes from, if that is where the request comes from too: a client
+/// has one address and many ports.
+pub(super) fn control_of(request: &Request<'_>, host: &impl Host) -> Option<SocketAddr> {
+    let Ok(Some(ConnectionId(id))) = request.message.attribute() else {
+        return None;
+    };
+    host.control_of(PeerConnectionId(id)).filter(|client| client.ip() == request.from.client.ip())
 }
 
 #[cfg(test)]

@@ -175,7 +175,8 @@ fn a_connection_is_answered_when_it_is_there() {
     assert!(message.verify_integrity(&lab.credentials().key()));
     let outputs = lab.outputs();
     assert!(
-        matches!(&outputs[..], [Output::Pend { connection: PeerConnectionId(1), username }] if **username == *USER),
+        matches!(&outputs[..], [Output::Pend { connection: PeerConnectionId(1), username, client }]
+            if **username == *USER && *client == lab.from.client),
         "{outputs:?}"
     );
     // The news twice is no second answer.
@@ -354,6 +355,34 @@ fn a_bind_joins_the_two() {
     lab.host.pending.insert(PeerConnectionId(6), b"mallory".to_vec());
     assert_eq!(connection_bind(&mut lab, 6).code(), 441, "another user's");
     assert!(lab.outputs().is_empty());
+}
+
+#[test]
+fn a_bind_may_bring_the_nonce_of_its_control_connection() {
+    // RFC 6062 §4.3: the same credentials; turnutils_uclient does not ask for another nonce.
+    let cases = [
+        ("this connection's", "203.0.113.9:51234", 0),
+        ("the control connection's", "203.0.113.9:40000", 0),
+        ("another connection's", "203.0.113.9:40001", 438),
+        ("another client's", "203.0.113.8:40000", 438),
+    ];
+    for (what, client, expected) in cases {
+        let mut lab = on_stream();
+        lab.host.pending.insert(PeerConnectionId(5), USER.to_vec());
+        lab.host.control = Some(addr("203.0.113.9:40000"));
+        let mut with = lab.credentials();
+        with.nonce = lab.nonce_for(client);
+        let reply = lab.signed(&with, Method::ConnectionBind, |writer| _ = writer.attribute(&ConnectionId(5)));
+        assert_eq!(reply.code(), expected, "{what}");
+    }
+    let mut lab = on_stream();
+    lab.host.control = Some(addr("203.0.113.8:40000"));
+    let mut with = lab.credentials();
+    with.nonce = lab.nonce_for("203.0.113.8:40000");
+    let reply = lab.signed(&with, Method::ConnectionBind, |writer| _ = writer.attribute(&ConnectionId(5)));
+    assert_eq!(reply.code(), 438, "a control connection from elsewhere");
+    with.nonce = lab.nonce_for("203.0.113.8:40000");
+    assert_eq!(lab.signed(&with, Method::Connect, |_| {}).code(), 438, "no other request");
 }
 
 #[test]

@@ -298,7 +298,7 @@ impl Driver {
                 Output::Release { relayed, .. } => {
                     assert!(self.ports.held.remove(&relayed.advertised).is_some(), "a port is released once");
                 }
-                Output::Pend { connection, username } => {
+                Output::Pend { connection, username, .. } => {
                     let (_, held) = self.ports.peer_connections.get_mut(&connection).expect("of the host's");
                     assert_eq!(*held, Held::Opening);
                     *held = Held::Pending(username.into());

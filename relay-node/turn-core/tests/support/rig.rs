@@ -80,7 +80,7 @@ impl Desk {
     /// What the server said about connections to peers.
     pub fn obey(&mut self, output: &Output) {
         match output {
-            Output::Pend { connection, username } => {
+            Output::Pend { connection, username, .. } => {
                 let (_, _, held) = self.connections.get_mut(connection).expect("what is pending is there");
                 assert_eq!(*held, Held::Opening);
                 *held = Held::Pending(username.to_vec());
