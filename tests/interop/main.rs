@@ -3,5 +3,6 @@
 mod agents;
 mod coturn;
 mod janus;
+mod tcp_relay;
 mod tokens;
 mod uclient;
