@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -80,6 +80,11 @@ impl HalfOpen {
     /// One less.
     pub(super) fn settled(&mut self) {
         self.count = self.count.saturating_sub(1);
+    }
+
+    /// Whether a source may say by a PROXY header whom it speaks for.
+    pub(super) fn trusts(&self, source: IpAddr) -> bool {
+        self.door.rules.trusts(source)
     }
 
     /// A new turn of the loop begins.

@@ -60,6 +60,14 @@ impl Gathered {
     }
 }
 
+/// The datagram socket of a way to a client.
+pub(super) fn listener_of(path: Path) -> Option<usize> {
+    match path {
+        Path::Listener(ListenerId(index)) | Path::Proxied(ListenerId(index), _) => Some(index.into()),
+        Path::Connection(_) | Path::Ingress(_) => None,
+    }
+}
+
 impl Worker {
     /// Hands a packet to the core and applies what it says. Whether the packet was of use.
     pub(super) fn feed(&mut self, mut origin: Origin, mut packet: PacketRef) -> bool {
@@ -147,16 +155,24 @@ impl Worker {
         {
             return applied;
         }
+        // Where sockets are bound to no address, it is said which one to send from.
+        let source = |index: usize| {
+            let wildcard = self.listeners.get(index).is_some_and(Listener::is_wildcard);
+            wildcard.then_some(to.server.ip())
+        };
+        let mut destination = to.client;
         let (target, from) = match path {
-            Path::Listener(ListenerId(index)) => {
-                let index = usize::from(index);
-                let wildcard = self.listeners.get(index).is_some_and(Listener::is_wildcard);
-                (Target::Listener(index), wildcard.then_some(to.server.ip()))
+            Path::Listener(ListenerId(index)) => (Target::Listener(index.into()), source(index.into())),
+            Path::Proxied(ListenerId(index), proxy) => {
+                destination = proxy;
+                (Target::Listener(index.into()), source(index.into()))
             }
             Path::Connection(id) if dtls::is_session(id) => match self.dtls.session(id) {
-                Some((key, listener)) => {
-                    let wildcard = self.listeners.get(listener).is_some_and(Listener::is_wildcard);
-                    (Target::Session(key), wildcard.then_some(to.server.ip()))
+                Some((key, way)) => {
+                    if let Path::Proxied(_, proxy) = way {
+                        destination = proxy;
+                    }
+                    (Target::Session(key), listener_of(way).and_then(source))
                 }
                 None => {
                     self.counters.lost(Loss::DtlsNoSession);
@@ -175,7 +191,7 @@ impl Worker {
                 return Applied::Dropped;
             }
         };
-        self.queue(target, to.client, from, gathered);
+        self.queue(target, destination, from, gathered);
         Applied::Done
     }
 

@@ -32,10 +32,12 @@ pub(super) enum Loss {
     DtlsHandshakes,
     /// Too many DTLS handshakes at once: a datagram of one was not kept.
     DtlsWaiting,
+    /// A datagram with a PROXY header that is broken, or of a source that is not trusted.
+    ProxyHeader,
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 29] = [
+const LABELS: [&str; 30] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -65,6 +67,7 @@ const LABELS: [&str; 29] = [
     "dtls_sessions",
     "dtls_handshakes",
     "dtls_waiting",
+    "proxy_header",
 ];
 const OTHER: usize = 16;
 

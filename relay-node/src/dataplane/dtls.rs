@@ -11,11 +11,9 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use turn_core::wire::client_hello::ClientHello;
-use turn_core::{
-    AllocationId, Change, ConnectionId, DropReason, FiveTuple, IpMeta, ListenerId, Path, Transport, WorkerId,
-};
+use turn_core::{AllocationId, Change, ConnectionId, DropReason, FiveTuple, IpMeta, Path, Transport, WorkerId};
 
-use super::apply::{Gathered, Origin};
+use super::apply::{Gathered, Origin, listener_of};
 use super::counters::{Counters, Loss};
 use super::dtls_context::Contexts;
 use super::dtls_hello::Cookies;
@@ -66,7 +64,8 @@ impl Default for DtlsLimits {
 struct Entry {
     id: ConnectionId,
     five_tuple: FiveTuple,
-    listener: ListenerId,
+    /// The way of its datagrams.
+    way: Path,
     session: Session,
     /// Of the ClientHello that began it.
     random: [u8; 32],
@@ -157,11 +156,11 @@ impl Sessions {
         self.table.get(key).filter(|entry| entry.id == id).map(|_| key)
     }
 
-    /// The place of a session that is not ending, and its listener's.
-    pub(super) fn session(&self, id: ConnectionId) -> Option<(usize, usize)> {
+    /// The place of a session that is not ending, and the way of its datagrams.
+    pub(super) fn session(&self, id: ConnectionId) -> Option<(usize, Path)> {
         let key = self.key(id)?;
         let entry = &self.table[key];
-        (!entry.closing).then_some((key, usize::from(entry.listener.0)))
+        (!entry.closing).then_some((key, entry.way))
     }
 
     /// Whether a handshake waits for a turn.
@@ -212,7 +211,7 @@ impl Sessions {
         &mut self,
         hello: &ClientHello<'_>,
         five_tuple: FiveTuple,
-        listener: ListenerId,
+        way: Path,
         now: Instant,
         counters: &mut Counters,
     ) -> Option<usize> {
@@ -247,7 +246,7 @@ impl Sessions {
         entry.insert(Entry {
             id,
             five_tuple,
-            listener,
+            way,
             session,
             random,
             established: false,
@@ -307,7 +306,7 @@ impl Sessions {
 
 impl Worker {
     /// Takes in a DTLS datagram of a client that this worker owns.
-    pub(super) fn receive_dtls(&mut self, from: FiveTuple, listener: ListenerId, ip: IpMeta, packet: PacketRef) {
+    pub(super) fn receive_dtls(&mut self, from: FiveTuple, way: Path, ip: IpMeta, packet: PacketRef) {
         let from = FiveTuple { transport: Transport::Dtls, ..from };
         if let Some(hello) = ClientHello::read(self.packets.bytes(packet)) {
             let now = self.now.mono;
@@ -316,10 +315,10 @@ impl Worker {
                 let request = self.dtls.cookies.request(from.client, from.server, &hello, now);
                 self.counters.hello_verify_requests += 1;
                 let body = self.outgoing.copy_reply(&request);
-                self.queue_to_client(from, Path::Listener(listener), Gathered::answer(body));
+                self.queue_to_client(from, way, Gathered::answer(body));
                 return;
             }
-            if let Some(key) = self.dtls.begin(&hello, from, listener, now, &mut self.counters) {
+            if let Some(key) = self.dtls.begin(&hello, from, way, now, &mut self.counters) {
                 self.give(key, packet, ip);
             }
             return;
@@ -424,7 +423,7 @@ impl Worker {
     /// Does something with a session and queues what it sends.
     fn with_session<T>(&mut self, key: usize, act: impl FnOnce(&mut Session, &mut Exchange, &mut Packets) -> T) -> T {
         let entry = &mut self.dtls.table[key];
-        let (to, path) = (entry.five_tuple, Path::Listener(entry.listener));
+        let (to, path) = (entry.five_tuple, entry.way);
         let mut exchange = std::mem::take(&mut self.dtls.exchange);
         let result = act(&mut entry.session, &mut exchange, &mut self.packets);
         for datagram in exchange.outgoing() {
@@ -452,7 +451,11 @@ impl Worker {
             let parts = self.outgoing.parts(self.outgoing.at(position), &self.packets);
             let sealed = entry.session.seal(exchange, parts);
             match exchange.outgoing().next() {
-                Some(record) if sealed => self.outgoing.seal(position, usize::from(entry.listener.0), record),
+                Some(record) if sealed => {
+                    if let Some(listener) = listener_of(entry.way) {
+                        self.outgoing.seal(position, listener, record);
+                    }
+                }
                 _ => self.counters.dropped(DropReason::TooLong),
             }
             exchange.clear();

@@ -43,6 +43,11 @@ pub(super) fn header(bytes: &[u8]) -> Proxied {
     }
 }
 
+/// Looks for a header of version 2 at the start of a datagram; version 1 is for streams only.
+pub(super) fn datagram(bytes: &[u8]) -> Proxied {
+    if bytes.first() == Some(&FIRST[1]) { header(bytes) } else { Proxied::No }
+}
+
 /// The header that tells a server behind this relay who its client is (version 2).
 pub(super) fn encode(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
     let header = ProxyHeader::with_address(proxy_header::ProxiedAddress::stream(client, server));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
-use turn_core::{FiveTuple, IpMeta, ListenerId, PeerAddr};
+use turn_core::{FiveTuple, IpMeta, Path, PeerAddr};
 
 use super::moved::Crossing;
 use crate::sys::epoll::Waker;
@@ -20,7 +20,7 @@ const LEAST_BYTES: usize = 128 << 10;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meaning {
     /// It came from a client that this worker owns and the kernel delivered elsewhere.
-    FromClient { from: FiveTuple, listener: ListenerId, ip: IpMeta },
+    FromClient { from: FiveTuple, path: Path, ip: IpMeta },
     /// An allocation of the other worker sent it to a relayed address of this one.
     FromPeer { relayed: PeerAddr, from: PeerAddr, ip: IpMeta },
     /// It is of a client that has moved.

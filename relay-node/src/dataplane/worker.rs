@@ -20,12 +20,13 @@ use turn_core::{
 
 use super::accept::Door;
 use super::apply::Origin;
-use super::counters::Counters;
+use super::counters::{Counters, Loss};
 use super::dtls::{self, Sessions};
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::OutgoingQueue;
 use super::packet::{PacketRef, Packets};
 use super::pipe::{End, Pipes};
+use super::proxy::{self, Proxied};
 use super::refusals::Refusals;
 use super::relayed::Relayed;
 use super::ring::{Inbox, Meaning, Outbox};
@@ -355,29 +356,45 @@ impl Worker {
             let Some(received) = self.packets.received(slot) else {
                 continue;
             };
-            let from = FiveTuple {
+            let mut from = FiveTuple {
                 transport: Transport::Udp,
                 client: received.source,
                 server: received.local.map_or(address, |ip| SocketAddr::new(ip, address.port())),
             };
             let (listener, ip) = (ListenerId(index as u16), IpMeta { dscp_ecn: received.tos, ..IpMeta::default() });
+            let (mut path, mut packet) = (Path::Listener(listener), received.packet);
+            match proxy::datagram(self.packets.bytes(packet)) {
+                Proxied::No => {}
+                Proxied::Header { length, ends } if self.streams.half_open.trusts(from.client.ip()) => {
+                    packet = packet.range(length..packet.len());
+                    if let Some((client, _)) = ends {
+                        path = Path::Proxied(listener, from.client);
+                        from.client = client;
+                    }
+                }
+                // Of somebody who is not to be believed, or broken.
+                Proxied::Header { .. } | Proxied::Partial | Proxied::Malformed => {
+                    self.counters.lost(Loss::ProxyHeader);
+                    continue;
+                }
+            }
             let owner = shard::worker(from.client, self.workers);
             if owner == self.id {
-                self.take_datagram(from, listener, ip, received.packet);
+                self.take_datagram(from, path, ip, packet);
             } else {
                 self.counters.crossed += 1;
-                let meaning = Meaning::FromClient { from, listener, ip };
-                self.send_to_worker(owner, meaning, Head::EMPTY, received.packet);
+                let meaning = Meaning::FromClient { from, path, ip };
+                self.send_to_worker(owner, meaning, Head::EMPTY, packet);
             }
         }
     }
 
     /// A datagram of a client that this worker owns (RFC 7983 §7).
-    fn take_datagram(&mut self, from: FiveTuple, listener: ListenerId, ip: IpMeta, packet: PacketRef) {
+    fn take_datagram(&mut self, from: FiveTuple, path: Path, ip: IpMeta, packet: PacketRef) {
         if self.dtls.are_served() && wire::kind(self.packets.bytes(packet)) == Kind::Dtls {
-            self.receive_dtls(from, listener, ip, packet);
+            self.receive_dtls(from, path, ip, packet);
         } else {
-            self.feed(Origin::Client { from, path: Path::Listener(listener), ip }, packet);
+            self.feed(Origin::Client { from, path, ip }, packet);
         }
     }
 
@@ -445,7 +462,7 @@ impl Worker {
 
     fn take_crossed(&mut self, meaning: Meaning, packet: PacketRef) {
         let origin = match meaning {
-            Meaning::FromClient { from, listener, ip } => return self.take_datagram(from, listener, ip, packet),
+            Meaning::FromClient { from, path, ip } => return self.take_datagram(from, path, ip, packet),
             Meaning::FromPeer { relayed, from, ip } => match self.own_relayed(relayed) {
                 Some(relayed) => Origin::Peer { relayed, from, ip },
                 None => {

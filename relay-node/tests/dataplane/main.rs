@@ -9,6 +9,7 @@ mod door;
 mod dtls;
 mod dual;
 mod mobility;
+mod proxy;
 mod restart;
 mod streams;
 mod tcp_allocations;

@@ -103,6 +103,8 @@ pub struct MemberId(pub u16);
 pub enum Path {
     /// From this datagram socket, from the five-tuple's server address.
     Listener(ListenerId),
+    /// From this datagram socket, as above, to the proxy that passes the client's datagrams on, which knows the way.
+    Proxied(ListenerId, SocketAddr),
     /// On this connection, or by this session.
     Connection(ConnectionId),
     /// Through the member at which the client's packets arrive.

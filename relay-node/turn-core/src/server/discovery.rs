@@ -49,6 +49,8 @@ impl Server {
     /// A Binding request that came to an address with alternates; none for any other (RFC 5780 §6.1).
     pub(super) fn discover(&mut self, request: &Request<'_>) -> Option<Verdict> {
         let discovery = self.nat_discovery.as_deref()?;
+        // A proxy sees answers from the address it sent to only.
+        let Path::Listener(_) = request.path else { return None };
         let at = discovery.find(&request.from)?;
         // PADDING and RESPONSE-PORT stay unknown: both are optional (RFC 5780 §3.3, §7.5), and either would let a
         // stranger have more sent, or sent elsewhere, than what it sent itself.

@@ -400,7 +400,7 @@ impl Table {
 fn connection(path: Path) -> Option<ConnectionId> {
     match path {
         Path::Connection(connection) => Some(connection),
-        Path::Listener(_) | Path::Ingress(_) => None,
+        Path::Listener(_) | Path::Proxied(..) | Path::Ingress(_) => None,
     }
 }
 
