@@ -1,5 +1,6 @@
 //! What must hold after each step, and after each packet.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use turn_core::{PeerTransport, Record};
@@ -19,6 +20,10 @@ impl Duel {
         let next = self.model.allocations.iter().filter_map(model::Allocation::next_end).min();
         let next = next.map(|at| self.clock.mono() + Duration::from_millis(at - self.model.now));
         assert_eq!(self.server.poll_timeout(), next);
+
+        // The tickets that are good for something, and no others.
+        let expected: BTreeSet<_> = self.model.allocations.iter().flat_map(model::Allocation::tickets).collect();
+        assert_eq!(self.held_tickets, expected);
         // The connections there are, and no others.
         let mut expected: Vec<_> = self
             .model
@@ -44,6 +49,16 @@ impl Duel {
         assert_eq!(record.five_tuple, allocation.five_tuple);
 
         assert_eq!(record.username, allocation.username);
+        let mobility = record.mobility.as_ref();
+        assert_eq!(
+            mobility.map(|mobility| mobility.ticket.text().to_vec()),
+            allocation.mobility.as_ref().map(|mobility| mobility.ticket.clone())
+        );
+        let moving = allocation.mobility.as_ref().and_then(|mobility| mobility.moving.as_ref());
+        assert_eq!(
+            mobility.and_then(|mobility| mobility.moving.as_ref()).map(|moving| (moving.to, moving.by.text().to_vec())),
+            moving.map(|moving| (moving.to, moving.by.clone()))
+        );
         assert_eq!(record.peer_transport == PeerTransport::Tcp, allocation.connections.is_some());
         let recorded: Vec<_> = record.relayed.iter().map(|relayed| relayed.advertised).collect();
         let expected: Vec<_> = allocation.relayed.iter().map(|relayed| relayed.address).collect();

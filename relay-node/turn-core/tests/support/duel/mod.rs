@@ -5,7 +5,7 @@ mod compare;
 mod packets;
 mod world;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use turn_core::{
@@ -78,6 +78,11 @@ struct Duel {
     epoch: u64,
 
     tokens: Vec<[u8; 8]>,
+    /// Tickets of mobility that were told, oldest first.
+    tickets: Vec<Vec<u8>>,
+
+    /// What the process knows of tickets.
+    held_tickets: BTreeSet<Vec<u8>>,
     /// Claimed by ConnectionBinds of the packet in hand.
     joined: Vec<PeerConnectionId>,
 }
@@ -141,6 +146,9 @@ impl Duel {
             epoch: 1,
 
             tokens: Vec::new(),
+            tickets: Vec::new(),
+
+            held_tickets: BTreeSet::new(),
             joined: Vec::new(),
         };
 
@@ -253,8 +261,13 @@ impl Duel {
                 Output::Join { peer, .. } => self.joined.push(peer),
 
                 Output::Close(_) | Output::Pend { .. } | Output::ClosePeer(_) => {}
-                // The model has no mobility.
-                Output::Ticket { .. } | Output::Serve { .. } => {}
+
+                Output::Ticket { ticket, held } => {
+                    let text = ticket.text().to_vec();
+                    let known = if held { self.held_tickets.insert(text) } else { self.held_tickets.remove(&text) };
+                    assert!(known, "a ticket is held once and let go once");
+                }
+                Output::Serve { .. } => {}
             }
         }
         verdict

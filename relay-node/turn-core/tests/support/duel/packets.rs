@@ -44,6 +44,11 @@ impl Duel {
             }
             _ => {}
         }
+
+        let datagrams = !self.clients[client].five_tuple.transport.is_stream();
+        if datagrams && [stun::ALLOCATE, stun::REFRESH].contains(&method) && choice.byte().is_multiple_of(4) {
+            items.push(self.ticket(method, choice));
+        }
         for _ in 0..choice.below(8).saturating_sub(4) {
             items.push(self.item(choice));
         }
@@ -155,6 +160,22 @@ impl Duel {
         if integrity % 8 == 7 { builder.fingerprint().bytes() } else { builder.bytes() }
     }
 
+    /// A MOBILITY-TICKET: mostly one that fits.
+    fn ticket(&mut self, method: u16, choice: &mut Choice<'_>) -> Item {
+        let argument = choice.byte();
+        let known = self.tickets.len().checked_sub(1 + usize::from(argument % 4)).map(|at| self.tickets[at].clone());
+        let value = match (method, argument >> 4, known) {
+            (stun::ALLOCATE, 0..=13, _) | (_, 15, _) => Vec::new(),
+            (_, 14, Some(mut known)) => {
+                known[usize::from(argument % 32)] ^= 1;
+                known
+            }
+            (_, _, Some(known)) => known,
+            (_, _, None) => vec![argument; 32],
+        };
+        stun::raw(stun::MOBILITY_TICKET, &value)
+    }
+
     /// An attribute that may or may not belong there.
     pub(super) fn item(&mut self, choice: &mut Choice<'_>) -> Item {
         let argument = choice.byte();
@@ -260,7 +281,14 @@ impl Duel {
                 self.tokens.push(token.0);
             }
         }
+
         let expected = self.model.client_sends(from, path, packet, bindings, dials);
+        if let Outcome::Answer(answer) = &outcome
+            && let Some(ticket) = answer.find(stun::MOBILITY_TICKET)
+        {
+            self.model.learn_ticket(ticket);
+            self.tickets.push(ticket.to_vec());
+        }
         compare(&outcome, &expected, from.transport == Transport::Udp, packet);
 
         // A ConnectionBind that succeeded ends TURN on its connection; the other server hears of it.

@@ -130,6 +130,7 @@ impl Duel {
                 let settings = Arc::new(self.settings.clone());
                 let mut seed = [0; 32];
                 seed[..8].copy_from_slice(&self.epoch.to_be_bytes());
+                self.held_tickets.clear();
                 self.server = Server::new(WorkerId(0), Desk::ip(Family::V4), self.epoch, settings, seed);
                 for record in self.journal.values() {
                     for relayed in self.model.allocations.iter_mut().flat_map(|allocation| &mut allocation.relayed) {
@@ -177,7 +178,8 @@ impl Duel {
     }
 
     pub(super) fn configure(&mut self, choice: &mut Choice<'_>) {
-        match choice.below(9) {
+        match choice.below(10) {
+            9 => self.settings.features.mobility = !self.settings.features.mobility,
             8 => self.settings.features.tcp_allocations = !self.settings.features.tcp_allocations,
             7 => self.settings.features.sha256 = !self.settings.features.sha256,
             0 => self.settings.draining = !self.settings.draining,
@@ -217,7 +219,9 @@ impl Duel {
             self.settings.rest_secrets.0.iter().map(|key| model::RestSecret(key.secret.clone())).collect();
 
         model.set_policy(self.settings.policy.clone());
+
         model.tcp = self.settings.features.tcp_allocations;
+        model.mobile = self.settings.features.mobility;
         // Connects to what is forbidden now are answered.
         self.pass(0);
     }

@@ -57,7 +57,7 @@ impl Model {
             (Some(name), _) => Some(name),
             (None, Some(hash)) => {
                 // Those of TURN REST are known by it while they have an allocation here.
-                let held = self.by_five_tuple(from).map(|allocation| allocation.username.clone());
+                let held = self.meant(from, message).map(|allocation| allocation.username.clone());
                 let names = self.static_users.iter().map(|user| user.name.clone()).chain(held);
                 names.into_iter().find(|name| stun::userhash(name, &self.realm) == hash)
             }
@@ -69,7 +69,7 @@ impl Model {
 
         // RFC 6062 §4.3: a ConnectionBind has the credentials of the allocation, which may have run out since.
         let holder = message.method == stun::CONNECTION_BIND
-            || self.by_five_tuple(from).is_some_and(|allocation| allocation.username == name);
+            || self.meant(from, message).is_some_and(|allocation| allocation.username == name);
         let keys: Vec<Vec<u8>> = self
             .passwords(&name, holder)
             .iter()

@@ -10,6 +10,7 @@ use super::super::stun::{
     REQUESTED_ADDRESS_FAMILY, REQUESTED_TRANSPORT, RESERVATION_TOKEN, Read, XOR_MAPPED_ADDRESS, XOR_PEER_ADDRESS,
     XOR_RELAYED_ADDRESS,
 };
+use super::mobility::{Mobility, Resumed};
 use super::{Allocation, CHANNEL_LIFETIME, DEFAULT_LIFETIME, Expect, Model, PERMISSION_LIFETIME, Relayed, S, mapped};
 
 /// The attributes of a success, or the code of an error.
@@ -101,6 +102,9 @@ impl Model {
         if additional.is_some_and(|value| value[0] != 2) {
             return Err(400);
         }
+
+        // RFC 8016 §3.1.2.
+        let mobile = self.wants_ticket(message, protocol == PeerTransport::Tcp)?;
         // 7.
         let family = match requested {
             None | Some([1, ..]) => Family::V4,
@@ -156,7 +160,9 @@ impl Model {
             permissions: Vec::new(),
 
             channels: Vec::new(),
+
             connections: (protocol == PeerTransport::Tcp).then(Vec::new),
+            mobility: mobile.then(|| Mobility { ticket: Vec::new(), moving: None }),
         };
         for relayed in &allocation.relayed {
             assert!(!self.is_relayed(relayed.address), "relayed addresses are unique (RFC 8656 §6)");
@@ -172,15 +178,29 @@ impl Model {
         if allocation.username != name {
             return Err(441);
         }
+
         // Answers and data leave where the client was last heard.
-        allocation.path = path;
+        if allocation.five_tuple == *from {
+            allocation.path = path;
+        }
         Ok(allocation)
     }
 
     /// RFC 8656 §8.2.
     pub(super) fn refresh(&mut self, from: FiveTuple, path: Path, message: &Read, name: &[u8]) -> Done {
+        let ticket = message.find(stun::MOBILITY_TICKET);
+        let at = match ticket {
+            None => {
+                self.held(&from, path, name)?;
+                self.allocations.iter().position(|allocation| allocation.is_of(&from)).ok_or(437_u16)?
+            }
+            Some(text) => match self.resume(&from, message, name, text)? {
+                Resumed::At(at) => at,
+                Resumed::Again(at) => return Ok(self.allocations[at].resumed(self.now)),
+            },
+        };
         let families: Vec<u8> =
-            self.held(&from, path, name)?.relayed.iter().map(|at| number(Family::of(at.address.ip()))).collect();
+            self.allocations[at].relayed.iter().map(|at| number(Family::of(at.address.ip()))).collect();
         let family = word(message, REQUESTED_ADDRESS_FAMILY)?.map(|family| family[0]);
         if family.is_some_and(|family| !families.contains(&family)) {
             return Err(443);
@@ -188,16 +208,21 @@ impl Model {
         let asked = word(message, LIFETIME)?;
         let meant = |at: &Relayed| family.is_none_or(|family| number(Family::of(at.address.ip())) == family);
         if asked == Some([0; 4]) {
-            self.held(&from, path, name)?.keep_relayed(|at| !meant(at));
+            self.allocations[at].keep_relayed(|at| !meant(at));
             self.allocations.retain(|allocation| !allocation.relayed.is_empty());
             return Ok(vec![(LIFETIME, Some(vec![0; 4]))]);
         }
         let granted = self.desired(asked);
         let end = self.now + u64::from(granted) * S;
-        for at in self.held(&from, path, name)?.relayed.iter_mut().filter(|at| meant(at)) {
+        for at in self.allocations[at].relayed.iter_mut().filter(|at| meant(at)) {
             (at.expires, at.granted) = (end, end);
         }
-        Ok(vec![(LIFETIME, Some(granted.to_be_bytes().to_vec()))])
+        let mut attributes = vec![(LIFETIME, Some(granted.to_be_bytes().to_vec()))];
+        if ticket.is_some() {
+            self.begin_move(at, from, path, message);
+            attributes.push((stun::MOBILITY_TICKET, None));
+        }
+        Ok(attributes)
     }
 
     /// RFC 8656 §10.2.
@@ -285,7 +310,7 @@ impl Model {
         let (Some(peer), data) = (stun_address(peer, message), data.to_vec()) else { return Expect::Silence };
         let allowed = self.policy.check_ip(peer.ip()).is_ok() && peer.port() != 0;
         let Some(allocation) = self.by_five_tuple(from) else { return Expect::Silence };
-
+        allocation.heard_from(from);
         // RFC 6062 §4.5: a TCP allocation has data connections.
         if allocation.connections.is_some() {
             return Expect::Silence;
@@ -309,6 +334,7 @@ impl Model {
         let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
         let Some(data) = packet[4..].get(..length) else { return Expect::Silence };
         let Some(allocation) = self.by_five_tuple(from) else { return Expect::Silence };
+        allocation.heard_from(from);
         let Some((_, peer, _)) = allocation.channels.iter().find(|(known, _, _)| *known == number) else {
             return Expect::Silence;
         };
@@ -367,6 +393,14 @@ impl Model {
 }
 
 impl Allocation {
+    /// The answer to a Refresh with a ticket that comes again (RFC 8016 §3.2.2).
+    fn resumed(&self, now: u64) -> Vec<(u16, Option<Vec<u8>>)> {
+        let end = self.relayed.iter().map(|relayed| relayed.expires).max().unwrap_or(now);
+        let left = (end - now).div_ceil(S) as u32;
+        let ticket = self.mobility.as_ref().and_then(Mobility::known_ticket);
+        vec![(LIFETIME, Some(left.to_be_bytes().to_vec())), (stun::MOBILITY_TICKET, ticket)]
+    }
+
     /// The success answer of an Allocate (RFC 8656 §7.2).
     fn described(&self, from: FiveTuple, message: &Read, now: u64) -> Vec<(u16, Option<Vec<u8>>)> {
         let end = self.relayed.iter().map(|relayed| relayed.expires).max().unwrap_or(now);
@@ -380,6 +414,9 @@ impl Allocation {
             .extend([(XOR_MAPPED_ADDRESS, Some(mapped(from, message))), (LIFETIME, Some(left.to_be_bytes().to_vec()))]);
         if let Some(token) = self.token {
             attributes.push((RESERVATION_TOKEN, Some(token.to_vec())));
+        }
+        if let Some(mobility) = &self.mobility {
+            attributes.push((stun::MOBILITY_TICKET, mobility.known_ticket()));
         }
         if let Some((family, code)) = self.family_error {
             let reason = if code == 440 { "Address Family not Supported" } else { "Insufficient Capacity" };

@@ -6,6 +6,7 @@
 
 mod auth;
 mod methods;
+mod mobility;
 mod tcp;
 
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use turn_core::{ConnectError, FiveTuple, Path, PeerConnectionId, Policy};
 
 pub use auth::{RestSecret, StaticUser};
+pub use mobility::Mobility;
 pub use tcp::Connection;
 
 use super::rig::Binding;
@@ -122,8 +124,10 @@ pub struct Allocation {
 
     /// (number, peer, end), in no order.
     pub channels: Vec<(u16, SocketAddr, u64)>,
+
     /// Connections to peers, of a TCP allocation.
     pub connections: Option<Vec<Connection>>,
+    pub mobility: Option<Mobility>,
 }
 
 /// A nonce that the server gave out.
@@ -158,12 +162,17 @@ pub struct Model {
     pub max_connections: usize,
     /// Whether TCP allocations are offered.
     pub tcp: bool,
+    /// Whether mobility is offered.
+    pub mobile: bool,
     /// The relay's own IPs: only relayed addresses are reachable there.
     pub own: Vec<IpAddr>,
     /// PASSWORD-ALGORITHMS as it is offered; none where SHA-256 is not.
     pub offer: Option<Vec<u8>>,
     pub allocations: Vec<Allocation>,
+
     issued: Vec<Issued>,
+    /// Tickets that were given out, and the ids of their keys.
+    tickets: Vec<(Vec<u8>, u8)>,
     /// What the server asked of its host for the packet in hand.
     bindings: VecDeque<Binding>,
     /// What it asked to be connected, and what came of it.
@@ -188,7 +197,10 @@ impl Model {
 
             max_channels: 256,
             max_connections: 64,
+
             tcp: true,
+            mobile: true,
+            tickets: Vec::new(),
 
             own,
             offer: None,
@@ -383,7 +395,7 @@ impl Model {
     }
 
     fn by_five_tuple(&mut self, from: &FiveTuple) -> Option<&mut Allocation> {
-        self.allocations.iter_mut().find(|allocation| allocation.five_tuple == *from)
+        self.allocations.iter_mut().find(|allocation| allocation.is_of(from))
     }
 
     /// Whether something is at an address: elsewhere that is not this server's to know.
