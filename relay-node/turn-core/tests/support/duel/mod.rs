@@ -208,6 +208,8 @@ impl Duel {
                 3 => self.desk.reserved.clear(),
                 _ => self.desk.exhausted = false,
             },
+
+            14 if choice.below(2) == 0 => self.scene(client, choice),
             14 => {
                 let packet = choice.take(64);
                 self.hand_in(client, &packet);

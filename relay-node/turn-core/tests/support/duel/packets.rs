@@ -242,6 +242,49 @@ impl Duel {
         self.build(client, Class::Indication, method, &items, 0).bytes()
     }
 
+    /// Steps that seldom follow each other by chance, all of them right; what happens around them is chance again.
+    pub(super) fn scene(&mut self, client: usize, choice: &mut Choice<'_>) {
+        let peer = stun::peer(addr("192.0.2.1:7000"));
+        match choice.below(4) {
+            // A client allocates both families, and talks.
+            0 => {
+                self.ask(client, stun::ALLOCATE, &[stun::transport(17), stun::additional(2)]);
+                let v6 = stun::peer(addr("[2001:db8::1]:7000"));
+                self.ask(client, stun::CREATE_PERMISSION, &[peer, v6.clone()]);
+                self.ask(client, stun::CHANNEL_BIND, &[stun::channel(0x4001), v6]);
+            }
+            // A client becomes mobile, and comes from another place.
+            1 => {
+                let (from, to) = (client % 3, (client + 1 + choice.below(2)) % 3);
+                self.ask(from, stun::ALLOCATE, &[stun::transport(17), stun::raw(stun::MOBILITY_TICKET, &[])]);
+                self.ask(from, stun::CHANNEL_BIND, &[stun::channel(0x4000), peer]);
+                let ticket = self.tickets.last().cloned().unwrap_or_default();
+                self.ask(to, stun::REFRESH, &[stun::raw(stun::MOBILITY_TICKET, &ticket)]);
+            }
+            // A client of TCP connects to a peer, and binds the connection.
+            2 => {
+                self.ask(3, stun::ALLOCATE, &[stun::transport(6)]);
+                self.ask(3, stun::CREATE_PERMISSION, std::slice::from_ref(&peer));
+                self.ask(3, stun::CONNECT, &[peer]);
+                self.peer_connection(&mut Choice(&[1, 255, choice.byte()]));
+                let id = self.desk.begun;
+                self.ask(4, stun::CONNECTION_BIND, &[stun::raw(stun::CONNECTION_ID, &id.to_be_bytes())]);
+            }
+            // A pair of ports, the second for another client.
+            _ => {
+                self.ask(client, stun::ALLOCATE, &[stun::transport(17), stun::even_port(true)]);
+                let token = self.tokens.last().copied().unwrap_or_default();
+                self.ask((client + 1) % 3, stun::ALLOCATE, &[stun::transport(17), stun::token(token)]);
+            }
+        }
+    }
+
+    /// A request of the first user, in order.
+    fn ask(&mut self, client: usize, method: u16, items: &[Item]) {
+        let packet = self.sign(client, method, items, 0, &mut Choice(&[]));
+        self.hand_in(client, &packet);
+    }
+
     /// A packet of before, with a byte changed or none, from whoever.
     pub(super) fn again(&mut self, client: usize, choice: &mut Choice<'_>) {
         if self.sent.is_empty() {

@@ -128,12 +128,11 @@ impl Model {
     /// The answer told a new ticket.
     pub fn learn_ticket(&mut self, text: &[u8]) {
         let key = self.nonce_keys[0];
-        let mobility = self.allocations.iter_mut().filter_map(|allocation| allocation.mobility.as_mut());
-        for mobility in mobility.filter(|mobility| mobility.ticket.is_empty()) {
+        let mut mobility = self.allocations.iter_mut().filter_map(|allocation| allocation.mobility.as_mut());
+        if let Some(mobility) = mobility.find(|mobility| mobility.ticket.is_empty()) {
             assert!(!self.tickets.iter().any(|(known, _)| known == text), "a ticket is new");
             mobility.ticket = text.to_vec();
             self.tickets.push((text.to_vec(), key));
-            return;
         }
     }
 }
