@@ -308,6 +308,7 @@ fn due(old: &Record, at: u64, new: &Record) -> Option<u64> {
         && old.relay_address == new.relay_address
         && old.five_tuple == new.five_tuple
         && old.relayed == new.relayed
+        && old.mobility == new.mobility
         && old.family_expires_at.len() == new.family_expires_at.len()
         && old.username == new.username
         && old.created_at == new.created_at

@@ -148,6 +148,7 @@ impl Server {
             return Err(ErrorCode::BAD_REQUEST);
         }
         allocation.permissions.install(peer.ip(), now + PERMISSION_LIFETIME);
+        self.heard_from(request.now, slot, &request.from);
         self.record(slot, request.now);
         Ok(self.success(request, user, |_| {}))
     }

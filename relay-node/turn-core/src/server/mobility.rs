@@ -2,7 +2,9 @@
 //!
 //! A Refresh with a ticket from a new five-tuple begins a *move*: both five-tuples have the allocation, and what peers
 //! send still goes to the old one. The first Send indication or ChannelData from the new one, or the end of the old
-//! one's connection, ends the move: the new five-tuple is then the only one. An allocation has at most one move at a
+//! one's connection, ends the move: the new five-tuple is then the only one. So does, beyond RFC 8016 §3.2.2, a
+//! CreatePermission or ChannelBind from the new one: it shows the same, is authenticated, and all that
+//! `turnutils_uclient` sends before its peer speaks. An allocation has at most one move at a
 //! time; another one, with the ticket of the answer, takes the place of the one before.
 
 use std::time::Duration;
@@ -149,7 +151,7 @@ impl Server {
         Some(ticket)
     }
 
-    /// The client has sent data: from a new five-tuple that is the end of a move (RFC 8016 §3.2.2).
+    /// The client makes use of this five-tuple: if it is the new one, that is the end of a move (RFC 8016 §3.2.2).
     pub(super) fn heard_from(&mut self, now: Now, slot: Slot, from: &FiveTuple) {
         let moving = self.table.get(slot).mobility().and_then(|mobility| mobility.moving);
         if moving.is_some_and(|moving| moving.to == *from) {

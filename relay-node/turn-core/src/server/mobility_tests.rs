@@ -137,11 +137,9 @@ fn a_move_from_request_to_first_data() {
     lab.client(addr(HOME));
     assert_eq!(lab.channel_data(0x4000, b"x").dropped(), None);
     assert_eq!(reached(&mut lab), addr(HOME));
-    // Requests from the new one are served and end nothing.
+    // A Refresh from the new one is served and ends nothing.
     lab.client(addr(AWAY));
-    assert_eq!(lab.bind(0x4001, "192.0.2.2:9"), 0);
     assert_eq!(lab.refresh(700), 0);
-    lab.permit("192.0.2.3");
     assert_eq!(reached(&mut lab), addr(HOME));
     lab.outputs();
     // Channels went with it.
@@ -174,6 +172,24 @@ fn a_send_indication_ends_a_move_too() {
     });
     assert!(sent.sent().is_some());
     assert_eq!(reached(&mut lab), addr(AWAY));
+}
+
+#[test]
+fn permissions_and_channels_end_a_move_too() {
+    // Beyond RFC 8016 §3.2.2; see the module. Not those that are refused.
+    for bind in [false, true] {
+        let (mut lab, ticket) = roamer();
+        lab.client(addr(AWAY));
+        assert_eq!(resume(&mut lab, &ticket).code(), 0);
+        assert_eq!(lab.bind(0x4001, "10.0.0.1:9"), 403);
+        assert_eq!(reached(&mut lab), addr(HOME));
+        if bind {
+            assert_eq!(lab.bind(0x4001, "192.0.2.2:9"), 0);
+        } else {
+            lab.permit("192.0.2.2");
+        }
+        assert_eq!(reached(&mut lab), addr(AWAY));
+    }
 }
 
 #[test]

@@ -92,6 +92,7 @@ impl Server {
         for ip in ips {
             permissions.install(ip, request.now.mono + PERMISSION_LIFETIME);
         }
+        self.heard_from(request.now, slot, &request.from);
         self.record(slot, request.now);
         Ok(self.success(request, user, |_| {}))
     }
