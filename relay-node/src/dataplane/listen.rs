@@ -10,7 +10,9 @@ use socket2::{Domain, Socket, Type};
 use turn_core::Transport;
 
 use super::{Listen, shard};
-use crate::sys::socket::{attach_reuseport_program, receive_local_address, set_receive_buffer};
+use crate::sys::socket::{
+    Fragmentation, attach_reuseport_program, receive_local_address, set_fragmentation, set_receive_buffer,
+};
 
 /// Receive buffer asked for: a burst of every client of a worker while it turns its loop.
 const RECEIVE_BUFFER: i32 = 4 << 20;
@@ -108,6 +110,8 @@ fn open_one(transport: Transport, address: SocketAddr, first: bool, workers: u16
         if address.ip().is_unspecified() {
             receive_local_address(socket.as_fd(), address.is_ipv6())?;
         }
+        // RFC 8656 §14, alternate behavior: the DF bit of what peers send is not known, and taken for 0.
+        set_fragmentation(socket.as_fd(), address.is_ipv6(), Fragmentation::Allowed)?;
         set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER)?;
         if first {
             attach_reuseport_program(socket.as_fd(), &shard::program(workers))?;

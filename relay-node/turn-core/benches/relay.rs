@@ -41,5 +41,29 @@ fn relay(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, relay);
+/// The same with limits of bandwidth for the allocation, its user and the node, none of which is reached.
+fn limited(criterion: &mut Criterion) {
+    let mut station = Station::limited();
+    let (relayed, ip) = (station.relayed, IpMeta::default());
+    let from = five_tuple(addr(support::CLIENT));
+    let mut channel_data = vec![0x40, 0, 0, 172];
+    channel_data.resize(176, 9);
+    criterion.bench_function("limited: ChannelData to a peer", |bench| {
+        bench.iter(|| {
+            let input = Input::FromClient { from, path: PATH, packet: black_box(&channel_data), ip };
+            station.clock.elapsed += std::time::Duration::from_nanos(500);
+            station.server.handle_input(station.clock.now(), input, &mut station.ports)
+        });
+    });
+    let peer = PeerAddr::new(addr(support::CHANNEL_PEER));
+    criterion.bench_function("limited: peer to a channel", |bench| {
+        bench.iter(|| {
+            let input = Input::FromPeer { relayed, from: peer, packet: black_box(&[9; 172]), ip };
+            station.clock.elapsed += std::time::Duration::from_nanos(500);
+            station.server.handle_input(station.clock.now(), input, &mut station.ports)
+        });
+    });
+}
+
+criterion_group!(benches, relay, limited);
 criterion_main!(benches);

@@ -51,7 +51,12 @@ fn assert_no_heap(what: &str, mut relay: impl FnMut() -> bool) {
 
 #[test]
 fn no_heap_per_relayed_packet() {
-    let Station { clock, mut server, mut ports, relayed } = Station::new();
+    no_heap_in(Station::new());
+    no_heap_in(Station::limited());
+}
+
+fn no_heap_in(station: Station) {
+    let Station { clock, mut server, mut ports, relayed } = station;
     let mut packet = vec![0x40, 0, 0, 172];
     packet.resize(176, 9);
     let indication = support::send_indication(addr(OTHER_PEER), &[9; 172]);

@@ -16,8 +16,8 @@ use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::wire::ChannelNumber;
 use turn_core::{
     BindError, BindRequest, Bound, ClaimError, ConnectError, Family, FiveTuple, Host, Input, IpMeta, Key, KeyRing,
-    ListenerId, Now, Path, PeerAddr, PeerConnectionId, RelayedAddr, Route, Server, Settings, StaticUser, Transport,
-    Verdict, WorkerId,
+    Limits, ListenerId, Meters, Now, Path, PeerAddr, PeerConnectionId, RelayedAddr, Route, Server, Settings,
+    StaticUser, Transport, Verdict, WorkerId,
 };
 
 /// Where clients reach the relay, and its relay IP.
@@ -35,6 +35,8 @@ pub struct Ports {
     next: u16,
     /// Relayed addresses held, and under which quota key.
     pub held: HashMap<SocketAddr, Vec<u8>>,
+    /// What every user shares.
+    pub meters: Meters,
     /// Refuse everything from now on.
     pub exhausted: bool,
     /// Connections between TCP allocations and peers: of which relayed address, and where they are.
@@ -98,6 +100,10 @@ impl Host for Ports {
         }
         *held = Held::Bound;
         Ok(())
+    }
+
+    fn meters(&mut self, _: &[u8]) -> Meters {
+        self.meters.clone()
     }
 
     fn route(&self, to: PeerAddr) -> Route {
@@ -204,8 +210,22 @@ pub struct Station {
 
 impl Station {
     pub fn new() -> Self {
+        Self::with(settings())
+    }
+
+    /// With every limit of bandwidth, none of which is reached.
+    pub fn limited() -> Self {
+        let rate = 1 << 40;
+        let limits =
+            Limits { bytes_per_allocation: rate, bytes_per_user: rate, bytes_per_node: rate, ..Limits::default() };
+        Self::with(Settings { limits, ..settings() })
+    }
+
+    fn with(settings: Settings) -> Self {
         let clock = Clock::new();
-        let (mut server, mut ports) = (server(), Ports::default());
+        let mut server = Server::new(WorkerId(0), addr(SERVER).ip(), 1, Arc::new(settings), [7; 32]);
+        let meters = Meters { user: Some(Arc::default()), node: Some(Arc::default()) };
+        let mut ports = Ports { meters, ..Ports::default() };
         let mut client = client(None, None, 1);
         client.allocate(clock.mono());
         let mut allocated = None;
