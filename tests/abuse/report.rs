@@ -10,7 +10,7 @@ use harness::cluster::{binary, target_directory};
 use harness::{Host, Scenario};
 use serde_json::Value;
 
-use crate::servers::{SECRET, Server};
+use crate::servers::Server;
 
 /// What a run found.
 pub(crate) struct Report {
@@ -34,7 +34,7 @@ impl Report {
         more: &[&str],
     ) -> Result<Self> {
         let mut turnctl = Command::new(binary("turnctl")?);
-        turnctl.arg(command).args(&server.uris).args(["--secret", SECRET, "-o", "json", "--label", server.label]);
+        turnctl.arg(command).args(&server.uris).args(&server.users).args(["-o", "json", "--label", server.label]);
         turnctl.arg("--server-ca").arg(&server.authority).args(more);
         let output = host.output(turnctl).await?;
         let error = String::from_utf8_lossy(&output.stderr);
@@ -84,6 +84,19 @@ impl Report {
         let failed = self.failed();
         ensure!(failed.is_empty(), "{} checks failed:\n  {}", failed.len(), failed.join("\n  "));
         ensure!(self.count("passed") > 0, "no check ran");
+        Ok(())
+    }
+
+    /// Fails unless a check ran, and passed over every transport it is for.
+    ///
+    /// # Errors
+    /// The message says what was seen.
+    pub(crate) fn must_pass(&self, id: &str) -> Result<()> {
+        let found = self.found(id);
+        ensure!(!found.is_empty(), "{id} did not run");
+        for (transport, (outcome, seen)) in found {
+            ensure!(outcome == "pass", "{id} over {transport}: {outcome}: {seen}");
+        }
         Ok(())
     }
 

@@ -15,7 +15,13 @@ use harness::place::Place;
 use harness::process::Process;
 
 /// TURN REST secret of both.
-pub(crate) const SECRET: &str = "secret of a test";
+const SECRET: &str = "secret of a test";
+/// Two users with fixed passwords, for a relay that knows all its users by name.
+const FIXED: &str =
+    "static_users = [{ username = \"alice\", password = \"one\" }, { username = \"bob\", password = \"two\" }]";
+/// The second of these as options of turnctl.
+const FIXED_OPTIONS: [&str; 8] =
+    ["--user", "alice", "--password", "one", "--other-user", "bob", "--other-password", "two"];
 /// Longest a server may take to answer after its start.
 const READY: Duration = Duration::from_secs(20);
 
@@ -27,23 +33,39 @@ pub(crate) struct Server {
     pub(crate) place: Place,
     /// One a transport.
     pub(crate) uris: Vec<String>,
+    /// Options that tell turnctl who its users are.
+    pub(crate) users: Vec<String>,
     /// Authority of its certificate.
     pub(crate) authority: PathBuf,
     process: Process,
 }
 
 impl Server {
-    /// A release relay without controllers. `more` are further lines of its configuration.
+    /// A release relay without controllers, with TURN REST users. `more` are further lines of its configuration.
     ///
     /// # Errors
     /// It does not answer.
     pub(crate) async fn ours(place: &Place, directory: &Path, name: &str, more: &str) -> Result<Self> {
+        Self::relay(place, directory, name, &format!("rest_secrets = [{SECRET:?}]"), more).await
+    }
+
+    /// The same with two fixed users: only such a relay can offer anonymous user names (RFC 8489 §9.2).
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) async fn ours_with_fixed_users(place: &Place, directory: &Path, name: &str, more: &str) -> Result<Self> {
+        let mut server = Self::relay(place, directory, name, FIXED, more).await?;
+        server.users = FIXED_OPTIONS.map(str::to_owned).to_vec();
+        Ok(server)
+    }
+
+    async fn relay(place: &Place, directory: &Path, name: &str, users: &str, more: &str) -> Result<Self> {
         let (pair, authority) = certificate(place, directory, name)?;
         let (plain, secure) = (place.at(3478), place.at(5349));
         let text = format!(
             "node_id = \"{name}\"\nregion = \"test\"\nstate_dir = {:?}\nworkers = 2\nhttp = \"\"\n\
              listen = [\"udp://{plain}\", \"tcp://{plain}\", \"tls://{secure}\", \"dtls://{secure}\"]\n\
-             relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"\nrest_secrets = [{SECRET:?}]\n\
+             relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"\n{users}\n\
              certificates = [{}]\n{more}\n",
             directory.join(format!("{name}.state")),
             pair.entry(),
@@ -89,7 +111,8 @@ impl Server {
             format!("turns:{secure}?transport=tcp"),
             format!("turns:{secure}?transport=udp"),
         ];
-        let mut server = Self { label, place: place.clone(), uris, authority, process };
+        let users = vec!["--secret".to_owned(), SECRET.to_owned()];
+        let mut server = Self { label, place: place.clone(), uris, users, authority, process };
         eventually(&format!("{name} answers a Binding request"), READY, async || server.answers(plain).await).await?;
         Ok(server)
     }

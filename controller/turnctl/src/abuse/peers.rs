@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use turn_core::wire::AttributeType as A;
 
 use crate::conform::allocate::{IPV4, IPV6};
-use crate::conform::check::{Check, Step, expect, fail, must, not_applicable};
+use crate::conform::check::{Check, Step, Stop, expect, fail, must, not_applicable};
 use crate::conform::client::Client;
 use crate::conform::craft::{BINDING, CHANNEL_BIND, CONNECT, CREATE_PERMISSION, Craft, SEND};
 use crate::conform::lab::Lab;
@@ -106,9 +106,12 @@ fn forbidden(lab: &Lab<'_>, address: &str) -> Step {
     if lab.transport.is_stream()
         && let Ok(mut client) = tcp_allocation::allocation(lab)
     {
-        let reply = client.signed(Craft::request(CONNECT).peer(peer))?;
-        if !matches!(reply.code(), 400 | 403 | 443) {
-            through.push(format!("Connect ({})", reply.code()));
+        match client.signed(Craft::request(CONNECT).peer(peer)) {
+            Ok(reply) if matches!(reply.code(), 400 | 403 | 443) => {}
+            Ok(reply) => through.push(format!("Connect ({})", reply.code())),
+            // It is trying to connect.
+            Err(Stop::Fail(seen)) => through.push(format!("Connect ({seen})")),
+            Err(stop) => return Err(stop),
         }
     }
     lab.alive()?;
