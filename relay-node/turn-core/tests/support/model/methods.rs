@@ -250,7 +250,10 @@ impl Model {
         if permissions.len() > most {
             return Err(508);
         }
+
         allocation.permissions = permissions;
+        // Beyond RFC 8016 §3.2.2, for turnutils_uclient: a request to use the new five-tuple ends a move as data does.
+        allocation.heard_from(&from);
         Ok(Vec::new())
     }
 
@@ -294,8 +297,10 @@ impl Model {
         if channels.len() > most || permissions.len() > most_permissions {
             return Err(508);
         }
+
         allocation.channels = channels;
         allocation.permissions = permissions;
+        allocation.heard_from(&from);
         Ok(Vec::new())
     }
 
