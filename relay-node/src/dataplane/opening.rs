@@ -181,3 +181,123 @@ impl TlsRules {
             || protocols.is_some_and(|mut protocols| !protocols.any(|protocol| ALPN.contains(&protocol)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::certificates::CertificateFiles;
+
+    const V1: &[u8] = b"PROXY TCP4 198.51.100.7 203.0.113.1 4321 443\r\n";
+
+    fn rules() -> anyhow::Result<Rules> {
+        let directory = tempfile::tempdir()?;
+        let made = rcgen::generate_simple_self_signed(["turn.example.org".to_owned()])?;
+        let files = CertificateFiles { certificate: directory.path().join("a"), key: directory.path().join("b") };
+        std::fs::write(&files.certificate, made.cert.pem())?;
+        std::fs::write(&files.key, made.signing_key.serialize_pem())?;
+        let certificates = Certificates::load(&[files]).map_err(|(_, error)| error)?;
+        let tls = TlsRules::new(Arc::new(certificates), None, true)?;
+        Ok(Rules { trusted_proxies: vec![Network { address: [10, 0, 0, 0].into(), prefix: 8 }], tls: Some(tls) })
+    }
+
+    fn hello(name: &str) -> anyhow::Result<Vec<u8>> {
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let mut bytes = Vec::new();
+        ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?.write_tls(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// What the bytes turn out to be, taken in pieces of at most these sizes; and whose they are then.
+    fn found(rules: &Rules, source: [u8; 4], bytes: &[u8], sizes: &[usize]) -> (Found, SocketAddr, Vec<u8>) {
+        let mut opening = Opening::default();
+        let mut ends = (SocketAddr::from((source, 1)), SocketAddr::from(([192, 0, 2, 1], 443)));
+        let (mut rest, mut sizes) = (bytes, sizes.iter().cycle());
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at((*sizes.next().unwrap_or(&1)).clamp(1, rest.len()));
+            rest = more;
+            let found = opening.take(piece, rules, source.into(), &mut ends);
+            if found != Found::Unknown {
+                return (found, ends.0, [opening.into_bytes(), rest.to_vec()].concat());
+            }
+        }
+        (Found::Unknown, ends.0, opening.into_bytes())
+    }
+
+    /// Whatever is found, no byte of it is lost, and how it was cut makes no difference.
+    #[test]
+    fn first_bytes_say_what_a_connection_is() -> anyhow::Result<()> {
+        let rules = rules()?;
+        let (ours, theirs) = (hello("turn.example.org")?, hello("www.example.org")?);
+        let (stun, channel) = (&b"\x00\x01\x00\x00\x21\x12\xa4\x42"[..], &b"\x40\x00\x00\x04"[..]);
+        let rows: [(&str, &[u8], Found); 7] = [
+            ("STUN", stun, Found::Plain),
+            ("ChannelData", channel, Found::Plain),
+            ("our host", &ours, Found::Tls),
+            ("another host", &theirs, Found::Web),
+            ("SSH", b"SSH-2.0-x", Found::Nonsense),
+            ("half a hello", &ours[..ours.len() - 1], Found::Unknown),
+            ("TLS that is no hello", b"\x16\x03\x03\x00\x04\x02\x00\x00\x00", Found::Tls),
+        ];
+        for (what, bytes, expected) in rows {
+            for sizes in [&[usize::MAX][..], &[1], &[7, 1, 100]] {
+                let (found, _, kept) = found(&rules, [192, 0, 2, 9], bytes, sizes);
+                assert_eq!((&found, &kept[..]), (&expected, bytes), "{what} in pieces of {sizes:?}");
+                let proxied = [V1, bytes].concat();
+                let (found, client, kept) = self::found(&rules, [10, 1, 2, 3], &proxied, sizes);
+                assert_eq!((&found, &kept[..]), (&expected, bytes), "{what} behind a proxy");
+                assert_eq!(client.to_string(), "198.51.100.7:4321", "{what}");
+                let (found, _, _) = self::found(&rules, [192, 0, 2, 9], &proxied, sizes);
+                assert_eq!(found, Found::Nonsense, "a header of anybody");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn any_bytes_in_any_pieces_are_survived() -> anyhow::Result<()> {
+        let rules = rules()?;
+        let starts = [vec![], V1.to_vec(), b"\r\n\r\n\0\r\nQUIT\n".to_vec(), hello("a.example.org")?, vec![0x16, 3, 1]];
+        let any_bytes = proptest::collection::vec(any::<u8>(), 0..400);
+        let sizes = proptest::collection::vec(1..200usize, 1..5);
+        proptest!(|(start in 0..starts.len(), cut in 0..600usize, more in any_bytes, sizes in sizes, trusted: bool)| {
+            let start = &starts[start];
+            let bytes = [&start[..start.len().min(cut)], &more].concat();
+            let source = if trusted { [10, 0, 0, 1] } else { [192, 0, 2, 9] };
+            let whole = found(&rules, source, &bytes, &[usize::MAX]);
+            let pieces = found(&rules, source, &bytes, &sizes);
+            if whole.0 != Found::Unknown {
+                prop_assert_eq!(whole.0, pieces.0);
+                prop_assert_eq!(whole.1, pieces.1);
+            }
+        });
+        Ok(())
+    }
+
+    #[test]
+    fn an_opening_without_end_ends() -> anyhow::Result<()> {
+        let rules = rules()?;
+        let endless = [&b"\x16\x03\x01\x40\x00\x01\x00\xff\xff"[..], &[0; 40_000]].concat();
+        let mut opening = Opening::default();
+        let mut ends = (SocketAddr::from(([192, 0, 2, 9], 1)), SocketAddr::from(([192, 0, 2, 1], 443)));
+        let mut rest = &endless[..];
+        loop {
+            let (piece, more) = rest.split_at(opening.room().min(1000));
+            anyhow::ensure!(!piece.is_empty(), "no room, and no word");
+            rest = more;
+            match opening.take(piece, &rules, ends.0.ip(), &mut ends) {
+                Found::Unknown => {}
+                found => {
+                    // Refused by us, or by the TLS that reads it next.
+                    assert!(matches!(found, Found::Nonsense | Found::Tls), "{found:?}");
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
