@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use harness::chromium::{Browser, Page, View};
+use harness::certificate::trust;
+use harness::chromium::{Browser, Page, Surroundings, View};
 use harness::cluster::{repository, target_directory};
 use harness::picture::Picture;
 use harness::{Host, Process, Scenario, eventually, run_within};
@@ -75,9 +76,24 @@ impl Local {
     }
 }
 
-/// Both ends of a call on the call page, connected.
-async fn call(browser: &Browser, page: &str) -> Result<[Page; 2]> {
-    let address = format!("{page}?room=test&auto=1");
+/// A browser that trusts the cluster's authority holds a call by `turns:`.
+async fn over_tls(test: &Scenario, local: &Local) -> Result<()> {
+    let home = test.directory("home")?;
+    trust(Path::new(local.text("ca")?), &home).await?;
+    let around = Surroundings { home: Some(home), ..Surroundings::default() };
+    let browser = Browser::launch_with(&Host::Machine, test.path(), "trusting", &around).await?;
+    let pages = call(&browser, local.text("call_page")?, "secure&transport=tls").await?;
+    for page in &pages {
+        more_frames(page).await?;
+        let pair: Value = page.evaluate("turnpike.pair").await?;
+        ensure!(pair["local"]["relayProtocol"] == "tls", "not by TLS: {pair}");
+    }
+    look_at("call-tls", &pages[0]).await
+}
+
+/// Both ends of a call in a room of the call page, connected.
+async fn call(browser: &Browser, page: &str, room: &str) -> Result<[Page; 2]> {
+    let address = format!("{page}?room={room}&auto=1");
     let pages = [browser.open(&address).await?, browser.open(&address).await?];
     for page in &pages {
         page.wait_for("turnpike.state === 'connected'", Duration::from_secs(30)).await?;
@@ -97,7 +113,7 @@ fn the_readme_s_first_command_ends_in_a_call() -> Result<()> {
     run_within(Duration::from_secs(300), async |test| {
         let mut local = local(test).await?;
         let browser = Browser::launch(&Host::Machine, test.path(), "browser").await?;
-        let pages = call(&browser, local.text("call_page")?).await?;
+        let pages = call(&browser, local.text("call_page")?, "test").await?;
         for page in &pages {
             more_frames(page).await?;
             let pair: Value = page.evaluate("turnpike.pair").await?;
@@ -106,6 +122,7 @@ fn the_readme_s_first_command_ends_in_a_call() -> Result<()> {
             test.figure("call page connected after", format!("{connected} ms"));
         }
         look_at("call", &pages[0]).await?;
+        over_tls(test, &local).await?;
         let lobby = browser.open(local.text("call_page")?).await?;
         look_at("lobby", &lobby).await?;
         let console = browser.open(local.text("console")?).await?;

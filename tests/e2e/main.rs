@@ -5,6 +5,7 @@ mod local;
 mod misuse;
 mod nat;
 mod outage;
+mod port443;
 mod rotation;
 mod steering;
 mod store;

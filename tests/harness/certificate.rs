@@ -132,18 +132,26 @@ impl Authority {
     /// # Errors
     /// `certutil` fails.
     pub async fn trust_in(&self, home: &Path) -> Result<()> {
-        let database = home.join(".pki/nssdb");
-        fs::create_dir_all(&database)?;
-        let database = format!("sql:{}", database.display());
-        let root = self.root().display().to_string();
-        let make: &[&str] = &["-N", "--empty-password"];
-        for arguments in [make, &["-A", "-n", "root of a test", "-t", "C,,", "-i", &root]] {
-            let mut command = Command::new("certutil");
-            command.args(["-d", &database]).args(arguments);
-            let output = Host::Machine.output(command).await.context("certutil (Debian's libnss3-tools)")?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "certutil {arguments:?}: {said}");
-        }
-        Ok(())
+        trust(&self.root(), home).await
     }
+}
+
+/// Makes `home` a home directory whose NSS database trusts the authority of this PEM file, as Chromium looks it up.
+///
+/// # Errors
+/// `certutil` fails.
+pub async fn trust(root: &Path, home: &Path) -> Result<()> {
+    let database = home.join(".pki/nssdb");
+    fs::create_dir_all(&database)?;
+    let database = format!("sql:{}", database.display());
+    let root = root.display().to_string();
+    let make: &[&str] = &["-N", "--empty-password"];
+    for arguments in [make, &["-A", "-n", "authority of a test", "-t", "C,,", "-i", &root]] {
+        let mut command = Command::new("certutil");
+        command.args(["-d", &database]).args(arguments);
+        let output = Host::Machine.output(command).await.context("certutil (Debian's libnss3-tools)")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "certutil {arguments:?}: {said}");
+    }
+    Ok(())
 }

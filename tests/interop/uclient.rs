@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use harness::certificate::Authority;
 use harness::cluster::{Cluster, RelayOptions, Store};
 use harness::place::Place;
 use harness::uclient::{Load, Tally};
-use harness::{Host, eventually, run_within};
+use harness::{Host, run_within};
 
 /// 100 sessions of 200 messages each, over UDP and over TCP: every message sent is received.
 #[test]
@@ -44,16 +44,19 @@ fn a_hundred_sessions_lose_nothing() -> Result<()> {
 /// Port of TLS and DTLS.
 const SECURE: u16 = 5349;
 
-/// Ways to the relay and wishes, all at once: every message sent is received, and nothing is left behind. TLS is not among
-/// them: over TLS `turnutils_uclient` loses messages against coturn as well, now and then (see `agents.rs` for TLS).
+/// Ways to the relay and wishes, all at once: every message sent is received. (It leaves half of its allocations over
+/// UDP behind, against coturn as well.) TLS is not among
+/// them: over TLS `turnutils_uclient` loses messages against coturn as well, now and then (see `agents.rs` for TLS). Nor are
+/// dual allocations (`-Z`): it asks for them by a draft's attribute 0x8032, not by RFC 8656's 0x8000.
 #[test]
 fn every_way_and_wish_loses_nothing() -> Result<()> {
-    const WAYS: [(&str, &[&str]); 7] = [
+    const WAYS: [(&str, &[&str]); 8] = [
         ("DTLS", &["-S"]),
+        ("TCP allocations over TLS", &["-T", "-S"]),
         ("IPv6", &["-x"]),
         ("IPv6, TCP", &["-x", "-t"]),
         ("IPv4 asked for", &["-X"]),
-        ("both families", &["-Z"]),
+        ("mobility (RFC 8016)", &["-M"]),
         ("DONT-FRAGMENT", &["-g"]),
         ("requests repeated", &["-G"]),
     ];
@@ -93,11 +96,6 @@ fn every_way_and_wish_loses_nothing() -> Result<()> {
             }
         });
         try_join_all(runs).await?;
-        eventually("no allocation is left", Duration::from_secs(15), async || {
-            let left = relay.metric("turn_allocations", "").await?;
-            if left == 0.0 { Ok(()) } else { Err(anyhow!("{left}")) }
-        })
-        .await?;
         Ok(())
     })
 }
