@@ -198,7 +198,7 @@ impl<S> Registry<S> {
             Some(meter) => Arc::clone(meter),
             None => Arc::clone(state.meters.entry(quota_key.into()).or_default()),
         };
-        Meters { user: Some(user), node: Some(Arc::clone(&state.node_meter)) }
+        Meters { user: Some(user), node: Some(Arc::clone(&state.node_meter)), ..Meters::default() }
     }
 
     /// Frees what was reserved and not claimed in time, and the meters of users who have gone.

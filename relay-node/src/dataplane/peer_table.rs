@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::FxHashMap;
-use turn_core::{ClaimError, PeerConnectionId, PeerEvent, RelayedAddr, WorkerId};
+use turn_core::{ClaimError, Meters, PeerConnectionId, PeerEvent, RelayedAddr, WorkerId};
 
 use crate::sys::epoll::Waker;
 
@@ -36,9 +36,26 @@ enum Place {
     /// With the owner.
     Owner,
     /// Here, for this user.
-    Parked { socket: TcpStream, username: Box<[u8]>, client: SocketAddr },
+    Parked { socket: TcpStream, waiting: Waiting },
     /// In a pipe of this worker.
     Pipe(WorkerId),
+}
+
+/// What has to be known of a parked connection.
+pub(super) struct Waiting {
+    /// Who may claim it.
+    pub(super) username: Box<[u8]>,
+    /// Where the control connection comes from.
+    pub(super) client: SocketAddr,
+    /// What its bytes are charged to: the allocation's meter comes to whichever worker claims it this way.
+    pub(super) meters: Meters,
+}
+
+/// The socket of a peer data connection for its pipe.
+pub(super) struct Claimed {
+    pub(super) socket: TcpStream,
+    /// See [`Waiting::meters`].
+    pub(super) meters: Meters,
 }
 
 struct Mailbox {
@@ -80,41 +97,41 @@ impl PeerTable {
         None
     }
 
-    /// Keeps the socket of a connection until this user claims it, whose control connection comes from `client`. The kernel keeps what the peer sends, and its window
+    /// Keeps the socket of a connection until its user claims it. The kernel keeps what the peer sends, and its window
     /// holds the peer back (RFC 6062 §5.2).
-    pub(super) fn park(&self, id: PeerConnectionId, socket: TcpStream, username: Box<[u8]>, client: SocketAddr) {
+    pub(super) fn park(&self, id: PeerConnectionId, socket: TcpStream, waiting: Waiting) {
         if let Some(connection) = self.lock().get_mut(&id) {
-            connection.place = Place::Parked { socket, username, client };
+            connection.place = Place::Parked { socket, waiting };
         }
     }
 
     /// Where the control connection of a parked one comes from.
     pub(super) fn control_of(&self, id: PeerConnectionId) -> Option<SocketAddr> {
-        match self.lock().get(&id)?.place {
-            Place::Parked { client, .. } => Some(client),
+        match &self.lock().get(&id)?.place {
+            Place::Parked { waiting, .. } => Some(waiting.client),
             Place::Owner | Place::Pipe(_) => None,
         }
     }
 
-    /// Gives a parked socket to a worker, and tells the owner.
+    /// Gives a parked socket to a worker, with its meters, and tells the owner.
     ///
     /// # Errors
     /// See [`ClaimError`]; nothing changes then.
-    pub(super) fn claim(&self, id: PeerConnectionId, username: &[u8], to: WorkerId) -> Result<TcpStream, ClaimError> {
+    pub(super) fn claim(&self, id: PeerConnectionId, username: &[u8], to: WorkerId) -> Result<Claimed, ClaimError> {
         let mut connections = self.lock();
         let connection = connections.get_mut(&id).ok_or(ClaimError::Unknown)?;
         match &connection.place {
-            Place::Parked { username: owner, .. } if **owner == *username => {}
+            Place::Parked { waiting, .. } if *waiting.username == *username => {}
             Place::Parked { .. } => return Err(ClaimError::OtherUser),
             Place::Owner | Place::Pipe(_) => return Err(ClaimError::Unknown),
         }
-        let Place::Parked { socket, .. } = std::mem::replace(&mut connection.place, Place::Pipe(to)) else {
+        let Place::Parked { socket, waiting } = std::mem::replace(&mut connection.place, Place::Pipe(to)) else {
             return Err(ClaimError::Unknown);
         };
         let PeerConnection { owner, relayed, .. } = *connection;
         drop(connections);
         self.post(owner, Letter::Event { relayed, connection: id, event: PeerEvent::Bound });
-        Ok(socket)
+        Ok(Claimed { socket, meters: waiting.meters })
     }
 
     /// Ends a connection for its owner: a parked socket closes, a pipe is told.
@@ -172,6 +189,10 @@ mod tests {
         RelayedAddr { bound: address, advertised: address }
     }
 
+    fn alices() -> Waiting {
+        Waiting { username: (*b"alice").into(), client: relayed().bound, meters: Meters::default() }
+    }
+
     /// A connection's two ends.
     fn pair() -> std::io::Result<(TcpStream, TcpStream)> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -184,7 +205,7 @@ mod tests {
         let table = table(9)?;
         let id = table.open(OWNER, relayed()).expect("room");
         assert_eq!(table.claim(id, b"alice", OTHER).err(), Some(ClaimError::Unknown), "not parked yet");
-        table.park(id, pair()?.0, (*b"alice").into(), relayed().bound);
+        table.park(id, pair()?.0, alices());
         assert_eq!(table.control_of(id), Some(relayed().bound));
         assert_eq!(table.claim(id, b"bob", OTHER).err(), Some(ClaimError::OtherUser));
         assert!(table.letters(OWNER).is_empty());
@@ -200,7 +221,7 @@ mod tests {
         let table = table(9)?;
         let claimed = || {
             let id = table.open(OWNER, relayed()).expect("room");
-            table.park(id, pair().expect("a pair").0, (*b"alice").into(), relayed().bound);
+            table.park(id, pair().expect("a pair").0, alices());
             table.claim(id, b"alice", OTHER).expect("parked");
             table.letters(OWNER);
             id
@@ -226,14 +247,14 @@ mod tests {
         let id = table.open(OWNER, relayed()).expect("room");
         assert_eq!(table.open(OWNER, relayed()), None);
         let (parked, mut peer) = pair()?;
-        table.park(id, parked, (*b"alice").into(), relayed().bound);
+        table.park(id, parked, alices());
         table.close(id);
         assert_eq!(peer.read(&mut [0; 1])?, 0, "closed");
         let id = table.open(OWNER, relayed()).expect("room again");
         // Its end came first.
         table.close(id);
         let (late, mut peer) = pair()?;
-        table.park(id, late, (*b"alice").into(), relayed().bound);
+        table.park(id, late, alices());
         assert_eq!(peer.read(&mut [0; 1])?, 0);
         Ok(())
     }

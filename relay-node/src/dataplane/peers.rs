@@ -15,7 +15,7 @@ use turn_core::{
     RelayedAddr, WorkerId,
 };
 
-use super::peer_table::{Letter, PeerTable};
+use super::peer_table::{Claimed, Letter, PeerTable, Waiting};
 use super::relayed::{Routes, TcpRoute};
 use super::worker::{Token, Worker};
 use crate::sys::epoll::{Epoll, Interest};
@@ -40,7 +40,7 @@ pub(super) struct Peers {
     opening: Slab<Opening>,
     by_id: FxHashMap<PeerConnectionId, usize>,
     /// Claimed in this turn, until the pipes begin.
-    claimed: FxHashMap<PeerConnectionId, TcpStream>,
+    claimed: FxHashMap<PeerConnectionId, Claimed>,
     joins: Vec<(ConnectionId, PeerConnectionId)>,
 }
 
@@ -127,8 +127,8 @@ impl Peers {
 
     /// See [`turn_core::Host::claim`].
     pub(super) fn claim(&mut self, id: PeerConnectionId, username: &[u8]) -> Result<(), ClaimError> {
-        let socket = self.table.claim(id, username, self.worker)?;
-        self.claimed.insert(id, socket);
+        let claimed = self.table.claim(id, username, self.worker)?;
+        self.claimed.insert(id, claimed);
         Ok(())
     }
 
@@ -138,9 +138,9 @@ impl Peers {
     }
 
     /// See [`turn_core::Output::Pend`].
-    pub(super) fn pend(&mut self, id: PeerConnectionId, username: Box<[u8]>, client: SocketAddr) {
+    pub(super) fn pend(&mut self, id: PeerConnectionId, waiting: Waiting) {
         if let Some(Opening { socket, .. }) = self.take_opening(id) {
-            self.table.park(id, socket, username, client);
+            self.table.park(id, socket, waiting);
         }
     }
 
@@ -155,8 +155,9 @@ impl Peers {
         self.joins.push((connection, peer));
     }
 
-    /// What this turn has joined: the client's connection, and the peer's with its socket, unless it has ended since.
-    pub(super) fn next_join(&mut self) -> Option<(ConnectionId, PeerConnectionId, Option<TcpStream>)> {
+    /// What this turn has joined: the client's connection, and the peer's with its socket, unless it has ended
+    /// since.
+    pub(super) fn next_join(&mut self) -> Option<(ConnectionId, PeerConnectionId, Option<Claimed>)> {
         let (connection, peer) = self.joins.pop()?;
         Some((connection, peer, self.claimed.remove(&peer)))
     }

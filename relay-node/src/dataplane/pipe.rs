@@ -3,6 +3,9 @@
 //!
 //! Each direction holds what one read brought at most: while the one side does not take it, the other is not read, and
 //! its own window holds it back (RFC 6062 §3). The end of one direction is passed on behind the last byte of it.
+//!
+//! Where bandwidth is limited and used up, a side is not read either until there is some again. Sides wait in a queue, so
+//! that those who share a limit have turns.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -12,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use turn_core::{ConnectionId, PeerConnectionId};
+use turn_core::{ConnectionId, Limits, Meters, PeerConnectionId, meter};
 
 use super::counters::{Counters, Direction};
+use super::peer_table::Claimed;
 use super::transport::{Arrived, ByteStream, Scratch};
 use super::worker::{Token, Worker};
 use crate::sys::epoll::{Epoll, Interest, Readiness};
@@ -28,6 +32,13 @@ const KEPT_CAPACITY: usize = 4096;
 /// A pipe of which one side has ended is closed when nothing has moved for so long: the other end cannot be told from
 /// one that has closed altogether (RFC 6062 §5.5).
 const HALF_CLOSED: Duration = Duration::from_secs(30);
+/// How long a side waits for bandwidth at least: waking up more often brings no more bytes.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+/// How much longer one waits that has just had some: the sides that share a limit may be of several workers, whose timers
+/// are exact to a millisecond.
+const COURTESY: Duration = Duration::from_millis(2);
+/// How long a side waits at most before it asks again: limits change.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A side of a pipe.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,16 +47,45 @@ pub(super) enum End {
     Peer,
 }
 
+impl End {
+    /// Which way goes what comes from here.
+    fn direction(self) -> meter::Direction {
+        match self {
+            Self::Client => meter::Direction::ToPeer,
+            Self::Peer => meter::Direction::ToClient,
+        }
+    }
+}
+
 /// The pipes of a worker.
 pub(super) struct Pipes {
     table: Slab<Pipe>,
     by_id: FxHashMap<PeerConnectionId, usize>,
     buffer: Box<[u8]>,
+    /// Sides that wait for bandwidth, whoever had some last at the end; and such of pipes that have ended.
+    waiting: VecDeque<(PeerConnectionId, End)>,
+    /// When the first of them asks again.
+    resume_at: Option<Instant>,
 }
 
 impl Pipes {
     pub(super) fn new() -> Self {
-        Self { table: Slab::new(), by_id: FxHashMap::default(), buffer: vec![0; READ].into() }
+        Self {
+            table: Slab::new(),
+            by_id: FxHashMap::default(),
+            buffer: vec![0; READ].into(),
+            waiting: VecDeque::new(),
+            resume_at: None,
+        }
+    }
+
+    /// When [`Worker::resume_pipes`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.resume_at
+    }
+
+    fn resume_by(&mut self, at: Instant) {
+        self.resume_at = Some(self.resume_at.map_or(at, |before| before.min(at)));
     }
 }
 
@@ -54,6 +94,8 @@ struct Pipe {
     id: PeerConnectionId,
     client: Side<ByteStream>,
     peer: Side<Socket>,
+    /// What its bytes are charged to.
+    meters: Meters,
     /// When bytes last moved.
     moved: Instant,
 }
@@ -67,13 +109,15 @@ struct Side<S> {
     told: bool,
     /// It is gone in both directions.
     gone: bool,
+    /// It is not read until then, and in the queue: there is no bandwidth.
+    paused: Option<Instant>,
     /// What epoll has been told; nothing while epoll does not know it.
     interest: Option<Interest>,
 }
 
 impl<S> Side<S> {
     fn new(stream: S) -> Self {
-        Self { stream, ended: false, told: false, gone: false, interest: None }
+        Self { stream, ended: false, told: false, gone: false, paused: None, interest: None }
     }
 }
 
@@ -122,6 +166,7 @@ impl Pipe {
         buffer: &mut [u8],
         scratch: &mut Scratch,
         counters: &mut Counters,
+        limits: &Limits,
         now: Instant,
     ) -> io::Result<()> {
         self.client.stream.flush()?;
@@ -130,9 +175,14 @@ impl Pipe {
             let mut reads = 0;
             // What no readiness tells of is read now.
             while (reads < READ_BUDGET || self.client.stream.has_unread()) && self.may_read(End::Client) {
+                let Some(room) = self.room(End::Client, limits, now) else {
+                    break;
+                };
                 reads += 1;
-                match self.client.stream.read(buffer, scratch) {
+                let room = room.min(buffer.len());
+                match self.client.stream.read(&mut buffer[..room], scratch) {
                     Arrived::Bytes(length) => {
+                        self.charge(End::Client, length, limits, now);
                         self.peer.stream.write(&buffer[..length])?;
                         counters.relayed(Direction::ToPeer, length);
                         self.moved = now;
@@ -147,9 +197,14 @@ impl Pipe {
                 if !self.may_read(End::Peer) {
                     break;
                 }
-                match (&self.peer.stream.socket).read(buffer) {
+                let Some(room) = self.room(End::Peer, limits, now) else {
+                    break;
+                };
+                let room = room.min(buffer.len());
+                match (&self.peer.stream.socket).read(&mut buffer[..room]) {
                     Ok(0) => self.peer.ended = true,
                     Ok(length) => {
+                        self.charge(End::Peer, length, limits, now);
                         self.client.stream.write([&buffer[..length], b"", b""], scratch)?;
                         counters.relayed(Direction::ToClient, length);
                         self.moved = now;
@@ -163,11 +218,40 @@ impl Pipe {
         Ok(())
     }
 
-    /// Whether a side is to be read: it has not ended, and the other takes what comes from it.
+    /// Whether a side is to be read: it has not ended, does not wait for bandwidth, and the other takes what comes from
+    /// it.
     fn may_read(&self, end: End) -> bool {
         match end {
-            End::Client => !self.client.ended && self.peer.stream.unsent.is_empty(),
-            End::Peer => !self.peer.ended && self.client.stream.unsent() == 0,
+            End::Client => !self.client.ended && self.client.paused.is_none() && self.peer.stream.unsent.is_empty(),
+            End::Peer => !self.peer.ended && self.peer.paused.is_none() && self.client.stream.unsent() == 0,
+        }
+    }
+
+    /// How many bytes the bandwidth allows to be read from a side; nothing, and it waits.
+    fn room(&mut self, end: End, limits: &Limits, now: Instant) -> Option<usize> {
+        if !limits.has_rates() {
+            return Some(usize::MAX);
+        }
+        match self.meters.room(end.direction(), now, limits) {
+            Ok(room) => Some(room),
+            Err(again) => {
+                let again = if self.moved == now { again + COURTESY } else { again };
+                *self.paused(end) = Some(again.clamp(now + SHORTEST_PAUSE, now + LONGEST_PAUSE));
+                None
+            }
+        }
+    }
+
+    fn charge(&self, end: End, bytes: usize, limits: &Limits, now: Instant) {
+        if limits.has_rates() {
+            self.meters.charge(end.direction(), now, bytes, limits);
+        }
+    }
+
+    fn paused(&mut self, end: End) -> &mut Option<Instant> {
+        match end {
+            End::Client => &mut self.client.paused,
+            End::Peer => &mut self.peer.paused,
         }
     }
 
@@ -226,9 +310,9 @@ impl Pipe {
 impl Worker {
     /// Begins the pipes that were joined in this turn: the answers to their ConnectionBinds have left.
     pub(super) fn begin_pipes(&mut self) {
-        while let Some((connection, id, socket)) = self.relayed.peers.next_join() {
+        while let Some((connection, id, claimed)) = self.relayed.peers.next_join() {
             // Either may have gone meanwhile.
-            match (self.streams.take_piped(connection), socket) {
+            match (self.streams.take_piped(connection), claimed) {
                 (Some(client), Some(peer)) => self.begin_pipe(id, client, peer),
                 (client, _) => {
                     self.streams.piped -= usize::from(client.is_some());
@@ -238,15 +322,16 @@ impl Worker {
         }
     }
 
-    fn begin_pipe(&mut self, id: PeerConnectionId, client: ByteStream, peer: TcpStream) {
+    fn begin_pipe(&mut self, id: PeerConnectionId, client: ByteStream, peer: Claimed) {
         // It is watched under another name from now on.
         if self.epoll.remove(client.socket().as_fd()).is_err() {
             self.streams.piped -= 1;
             self.relayed.peers.ended(id);
             return;
         }
-        let peer = Socket { socket: peer, unsent: VecDeque::new() };
-        let pipe = Pipe { id, client: Side::new(client), peer: Side::new(peer), moved: self.now.mono };
+        let Claimed { socket, meters } = peer;
+        let peer = Socket { socket, unsent: VecDeque::new() };
+        let pipe = Pipe { id, client: Side::new(client), peer: Side::new(peer), meters, moved: self.now.mono };
         let key = self.pipes.table.insert(pipe);
         self.pipes.by_id.insert(id, key);
         self.pump(key, None);
@@ -272,12 +357,50 @@ impl Worker {
         let Some(pipe) = table.get_mut(key) else {
             return;
         };
-        let pumped = pipe.pump(from, buffer, &mut self.streams.scratch, &mut self.counters, self.now.mono);
+        let (scratch, counters, limits) = (&mut self.streams.scratch, &mut self.counters, self.server.limits());
+        let sides = [End::Client, End::Peer].map(|end| (end, pipe.paused(end).is_some()));
+        let pumped = pipe.pump(from, buffer, scratch, counters, limits, self.now.mono);
+        let begun = sides.map(|(end, before)| pipe.paused(end).filter(|_| !before).map(|until| (end, until)));
         if pumped.is_err() || pipe.is_over() || pipe.watch(key, &self.epoll).is_err() {
             let id = pipe.id;
             self.drop_pipe(key);
             self.relayed.peers.ended(id);
+            return;
         }
+        let id = pipe.id;
+        for (end, until) in begun.into_iter().flatten() {
+            self.pipes.waiting.push_back((id, end));
+            self.pipes.resume_by(until);
+        }
+    }
+
+    /// Reads the sides for which there is bandwidth again.
+    pub(super) fn resume_pipes(&mut self) {
+        let now = self.now.mono;
+        if self.pipes.resume_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.pipes.resume_at = None;
+        let mut still = VecDeque::new();
+        for (id, end) in std::mem::take(&mut self.pipes.waiting) {
+            let Some(key) = self.pipes.by_id.get(&id).copied() else {
+                continue;
+            };
+            let Some(pipe) = self.pipes.table.get_mut(key) else {
+                continue;
+            };
+            let due = pipe.paused(end).is_none_or(|until| until <= now);
+            if due && pipe.room(end, self.server.limits(), now).is_some() {
+                *pipe.paused(end) = None;
+                // If it is not enough it queues up again, behind those that had nothing.
+                self.pump(key, Some(end));
+            } else if let Some(until) = *pipe.paused(end) {
+                still.push_back((id, end));
+                self.pipes.resume_by(until);
+            }
+        }
+        still.append(&mut self.pipes.waiting);
+        self.pipes.waiting = still;
     }
 
     /// Both sides close.
@@ -302,7 +425,10 @@ impl Worker {
     /// Closes pipes that one side has left and the other does not use.
     pub(super) fn end_half_closed_pipes(&mut self) {
         let now = self.now.mono;
-        let idle = |pipe: &Pipe| (pipe.client.ended || pipe.peer.ended) && pipe.moved + HALF_CLOSED <= now;
+        let idle = |pipe: &Pipe| {
+            let waits = pipe.client.paused.is_some() || pipe.peer.paused.is_some();
+            (pipe.client.ended || pipe.peer.ended) && !waits && pipe.moved + HALF_CLOSED <= now
+        };
         let ended: Vec<_> = self.pipes.table.iter().filter(|(_, pipe)| idle(pipe)).map(|(key, _)| key).collect();
         for key in ended {
             let id = self.pipes.table[key].id;

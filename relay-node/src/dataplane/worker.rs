@@ -25,6 +25,7 @@ use super::dtls::{self, Sessions};
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::OutgoingQueue;
 use super::packet::{PacketRef, Packets};
+use super::peer_table::Waiting;
 use super::pipe::{End, Pipes};
 use super::proxy::{self, Proxied};
 use super::refusals::Refusals;
@@ -260,6 +261,7 @@ impl Worker {
             self.unfinished = false;
             self.streams.half_open.begin_turn();
             self.resume_handshakes();
+            self.resume_pipes();
             for index in 0..events.len() {
                 if self.packets.room() < LISTENER_BUDGET {
                     self.finish_turn();
@@ -283,7 +285,7 @@ impl Worker {
             return Duration::ZERO;
         }
         let tick = self.ticked + TICK;
-        let timeouts = [self.server.poll_timeout(), self.dtls.poll_timeout()];
+        let timeouts = [self.server.poll_timeout(), self.dtls.poll_timeout(), self.pipes.poll_timeout()];
         let next = timeouts.into_iter().flatten().fold(tick, Instant::min);
         next.saturating_duration_since(Instant::now())
     }
@@ -497,8 +499,8 @@ impl Worker {
                 Output::Close(id) => self.close_soon(id),
                 Output::Ticket { ticket, held } => self.relayed.whereabouts().hold(ticket, self.id, held),
                 Output::Serve { five_tuple, path, served } => self.serve_client(five_tuple, path, served),
-                Output::Pend { connection, username, client } => {
-                    self.relayed.peers.pend(connection, username, client);
+                Output::Pend { connection, username, client, meters } => {
+                    self.relayed.peers.pend(connection, Waiting { username, client, meters });
                 }
                 Output::Join { connection, peer } => self.join_soon(connection, peer),
                 Output::ClosePeer(id) => self.relayed.peers.close(id),

@@ -9,6 +9,7 @@ mod door;
 mod dtls;
 mod dual;
 mod mobility;
+mod pipe_limits;
 mod proxy;
 mod restart;
 mod streams;

@@ -7,6 +7,7 @@ use relay_node::dataplane::{Dataplane, shard};
 use relay_node::journal;
 use turn_core::{KeyRing, Transport};
 
+use crate::authority::{Authority, address, tls_config};
 use crate::client::{TurnClient, again, config, eventually, heard, peer, start};
 
 const WORKERS: u16 = 3;
@@ -90,19 +91,35 @@ fn a_ticket_is_of_its_owner() -> Result<()> {
 #[test]
 fn from_transport_to_transport() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let (dataplane, _changes) = start(&config("127.1.4.3", WORKERS, directory.path()))?;
-    for (from, to) in
-        [(Transport::Udp, Transport::Tcp), (Transport::Tcp, Transport::Udp), (Transport::Tcp, Transport::Tcp)]
-    {
+    let authority = Authority::new(directory.path())?;
+    let files = [authority.issue("a", &["turn.example.org"])?];
+    let (dataplane, _changes) = start(&tls_config("127.1.4.3", WORKERS, directory.path(), &files)?)?;
+    let tls = address(&dataplane, Transport::Tls)?;
+    let client = |transport| match transport {
+        Transport::Tls => authority.turn_client(tls, "turn.example.org", "alice"),
+        transport => client(&dataplane, transport, None),
+    };
+    for (from, to) in [
+        (Transport::Udp, Transport::Tcp),
+        (Transport::Tcp, Transport::Udp),
+        (Transport::Tcp, Transport::Tcp),
+        (Transport::Udp, Transport::Tls),
+        (Transport::Tls, Transport::Udp),
+        (Transport::Tls, Transport::Tls),
+        (Transport::Tls, Transport::Tcp),
+        (Transport::Udp, Transport::Dtls),
+        (Transport::Dtls, Transport::Udp),
+        (Transport::Dtls, Transport::Dtls),
+    ] {
         // The kernel chooses the worker of a connection: often enough for every pair.
         for round in 0..8 {
             let place = || format!("{from:?} to {to:?}, round {round}");
-            let mut old = client(&dataplane, from, None)?;
+            let mut old = client(from)?;
             let (relayed, ticket) = old.allocate_mobile()?;
             let peer = peer("127.0.0.1")?;
             old.permit(peer.local_addr()?)?;
             both_ways(&mut old, &peer, relayed)?;
-            let mut new = client(&dataplane, to, None)?;
+            let mut new = client(to)?;
             if round % 2 == 1 {
                 // Break before make.
                 drop(old);

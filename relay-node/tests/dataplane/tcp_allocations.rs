@@ -68,7 +68,7 @@ impl Wire {
 }
 
 /// A client with its connection: a control connection, or one that becomes a data connection.
-struct Session {
+pub(crate) struct Session {
     wire: Wire,
     unread: Vec<u8>,
     client: Client,
@@ -89,9 +89,18 @@ impl Session {
         Ok(Self { wire: Wire::open(dataplane, tls)?, unread: Vec::new(), client })
     }
 
-    /// With a TCP allocation; its relayed address.
+    /// With a TCP allocation of alice; its relayed address.
     fn allocated(dataplane: &Dataplane, tls: Option<&Arc<TlsConfig>>) -> Result<(Self, SocketAddr)> {
-        let mut session = Self::new(dataplane, tls, "alice")?;
+        Self::allocated_by(dataplane, tls, "alice")
+    }
+
+    /// With a TCP allocation; its relayed address.
+    pub(crate) fn allocated_by(
+        dataplane: &Dataplane,
+        tls: Option<&Arc<TlsConfig>>,
+        user: &str,
+    ) -> Result<(Self, SocketAddr)> {
+        let mut session = Self::new(dataplane, tls, user)?;
         match session.perform(Client::allocate_tcp)? {
             Event::Allocated { relayed, .. } => Ok((session, relayed)),
             other => bail!("no allocation: {other:?}"),
@@ -142,7 +151,7 @@ impl Session {
     }
 
     /// Connects to a peer; the name of the connection.
-    fn connect(&mut self, to: SocketAddr) -> Result<PeerConnectionId> {
+    pub(crate) fn connect(&mut self, to: SocketAddr) -> Result<PeerConnectionId> {
         match self.perform(|client, now| client.connect(now, to))? {
             Event::Connected(peer, id) if peer == to => Ok(id),
             other => bail!("no connection: {other:?}"),
@@ -159,15 +168,26 @@ impl Session {
 }
 
 /// A client data connection.
-struct Data {
+pub(crate) struct Data {
     wire: Wire,
     unread: Vec<u8>,
 }
 
 impl Data {
-    /// Claims a connection on a new connection, with `behind` in the same packet as the signed request.
+    /// Claims a connection of alice on a new connection, with `behind` in the same packet as the signed request.
     fn bind(dataplane: &Dataplane, tls: Option<&Arc<TlsConfig>>, id: PeerConnectionId, behind: &[u8]) -> Result<Self> {
-        let mut session = Session::new(dataplane, tls, "alice")?;
+        Self::bind_by(dataplane, tls, "alice", id, behind)
+    }
+
+    /// As [`Data::bind`], of any user.
+    pub(crate) fn bind_by(
+        dataplane: &Dataplane,
+        tls: Option<&Arc<TlsConfig>>,
+        user: &str,
+        id: PeerConnectionId,
+        behind: &[u8],
+    ) -> Result<Self> {
+        let mut session = Session::new(dataplane, tls, user)?;
         session.client.connection_bind(Instant::now(), id);
         // The first request is not authenticated, so nothing stands behind it.
         let packet = session.client.poll_transmit().context("a request")?;
@@ -201,12 +221,12 @@ impl Data {
         bail!("no answer to the ConnectionBind")
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.wire.write(bytes)?)
     }
 
     /// Exactly so many bytes.
-    fn read(&mut self, length: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read(&mut self, length: usize) -> Result<Vec<u8>> {
         let deadline = Instant::now() + PATIENCE;
         while self.unread.len() < length {
             ensure!(Instant::now() < deadline, "{} of {length} bytes have come", self.unread.len());
@@ -222,7 +242,7 @@ impl Data {
     }
 
     /// Waits for the end of the stream.
-    fn ends(mut self) -> Result<()> {
+    pub(crate) fn ends(mut self) -> Result<()> {
         ensure!(self.unread.is_empty(), "{} bytes before the end", self.unread.len());
         ends(|buffer| self.wire.read(buffer))
     }
@@ -252,13 +272,13 @@ fn peer_ends(mut peer: TcpStream) -> Result<()> {
 }
 
 /// A peer that accepts.
-fn listener() -> Result<(TcpListener, SocketAddr)> {
+pub(crate) fn listener() -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
 
-fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+pub(crate) fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
     let (stream, from) = listener.accept()?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
@@ -266,7 +286,7 @@ fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
 }
 
 /// A relay with TLS, and what its clients trust.
-fn secure(config: DataplaneConfig, directory: &Path) -> Result<(DataplaneConfig, Arc<TlsConfig>)> {
+pub(crate) fn secure(config: DataplaneConfig, directory: &Path) -> Result<(DataplaneConfig, Arc<TlsConfig>)> {
     let made = rcgen::generate_simple_self_signed(["turn.example.org".to_owned()])?;
     let files = CertificateFiles { certificate: directory.join("tls.pem"), key: directory.join("tls.key") };
     std::fs::write(&files.certificate, made.cert.pem())?;
@@ -284,7 +304,7 @@ fn secure(config: DataplaneConfig, directory: &Path) -> Result<(DataplaneConfig,
 }
 
 /// Bytes that are nowhere the same.
-fn noise(length: usize) -> Vec<u8> {
+pub(crate) fn noise(length: usize) -> Vec<u8> {
     (0..length as u64).map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
 

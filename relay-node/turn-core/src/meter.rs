@@ -2,10 +2,15 @@
 //!
 //! A rate is kept as the instant up to which its traffic is paid for. A packet moves it by the time the packet takes at
 //! that rate, and passes if it is not more than a burst ahead of now. Nothing has to be filled up by a timer.
+//!
+//! A stream loses nothing: it asks for room before it reads, waits where there is none, and is charged for what it read.
+//! Who reads at the same time may see the same room; what is too much then is paid for by waiting longer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::Limits;
 
 /// Which way application data goes. Each way has a rate of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -22,6 +27,12 @@ const BURST: u64 = 1_000_000_000;
 const BURST_PACKETS: u64 = 4;
 /// IP and UDP headers, counted with each packet: a flood of empty packets is traffic too.
 const HEADERS: usize = 28;
+
+/// Reads a second of a stream that is always at its limit: enough to go on smoothly.
+const READS: u64 = 64;
+/// Bounds of what such a read may bring, in bytes: a burst can be exceeded by that.
+const LEAST_READ: u64 = 1 << 10;
+const MOST_READ: u64 = 64 << 10;
 
 /// Nanoseconds that a packet takes at a rate in bytes a second, which is not 0.
 fn cost(bytes: usize, rate: u64) -> u64 {
@@ -82,6 +93,29 @@ impl Meter {
         self.paid[direction as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit).is_ok()
     }
 
+    /// How many bytes a stream may read now at `rate` bytes a second, at least 1.
+    ///
+    /// # Errors
+    /// None; when to ask again.
+    fn room(&self, direction: Direction, now: Instant, rate: u64) -> Result<usize, Instant> {
+        let ahead = self.paid[direction as usize].load(Ordering::Relaxed).saturating_sub(self.nanos(now));
+        let Some(rest) = BURST.checked_sub(ahead) else {
+            return Err(now + Duration::from_nanos(ahead - BURST));
+        };
+        let rest = u128::from(rest) * u128::from(rate) / u128::from(BURST);
+        // On top, so that who asks a little late loses nothing.
+        let least = u128::from((rate / READS).clamp(LEAST_READ, MOST_READ));
+        Ok(usize::try_from(rest + least).unwrap_or(usize::MAX))
+    }
+
+    /// Counts what a stream has read, headers as of one packet, whatever that makes of the rate.
+    fn charge(&self, direction: Direction, now: Instant, bytes: usize, rate: u64) {
+        let now = self.nanos(now);
+        let add = |paid: u64| Some(paid.max(now).saturating_add(cost(bytes, rate)));
+        // It always adds.
+        let _ = self.paid[direction as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
     /// Whether all that has passed is paid for: a new meter would say the same.
     pub fn is_settled(&self, now: Instant) -> bool {
         let now = self.nanos(now);
@@ -102,10 +136,38 @@ impl Default for Meter {
 /// What an allocation shares its bandwidth with; none where no limit is set.
 #[derive(Clone, Debug, Default)]
 pub struct Meters {
+    /// Of the allocation itself, where it relays TCP (RFC 6062): its data connections may have several threads.
+    pub allocation: Option<Arc<Meter>>,
     /// Of its user on this node.
     pub user: Option<Arc<Meter>>,
     /// Of the node.
     pub node: Option<Arc<Meter>>,
+}
+
+impl Meters {
+    /// How many bytes a data connection may read now, at least 1.
+    ///
+    /// # Errors
+    /// None; when to ask again.
+    pub fn room(&self, direction: Direction, now: Instant, limits: &Limits) -> Result<usize, Instant> {
+        let mut meters = self.limited(limits);
+        meters.try_fold(usize::MAX, |room, (meter, rate)| Ok(room.min(meter.room(direction, now, rate)?)))
+    }
+
+    /// Counts what a data connection has read.
+    pub fn charge(&self, direction: Direction, now: Instant, bytes: usize, limits: &Limits) {
+        self.limited(limits).for_each(|(meter, rate)| meter.charge(direction, now, bytes, rate));
+    }
+
+    /// Those with a limit, and it.
+    fn limited(&self, limits: &Limits) -> impl Iterator<Item = (&Meter, u64)> {
+        let all = [
+            (&self.allocation, limits.bytes_per_allocation),
+            (&self.user, limits.bytes_per_user),
+            (&self.node, limits.bytes_per_node),
+        ];
+        all.into_iter().filter(|(_, rate)| *rate != 0).filter_map(|(meter, rate)| Some((meter.as_deref()?, rate)))
+    }
 }
 
 #[cfg(test)]
@@ -159,6 +221,47 @@ mod tests {
         let shared = Meter::new();
         let now = Instant::now();
         assert!((0..10_000).any(|_| !shared.admit(Direction::ToPeer, now, 0, 28_000)));
+    }
+
+    #[test]
+    fn streams_wait_and_keep_the_rate() {
+        for rate in [2_000, 100_000, 50_000_000] {
+            let meters = Meters { allocation: Some(Arc::default()), node: Some(Arc::default()), user: None };
+            let limits = Limits { bytes_per_allocation: rate, bytes_per_node: rate * 3, ..Limits::default() };
+            let start = Instant::now();
+            let (mut now, mut read, mut asked) = (start, 0, 0);
+            while now < start + Duration::from_secs(10) {
+                asked += 1;
+                match meters.room(Direction::ToPeer, now, &limits) {
+                    Ok(room) => {
+                        let bytes = room.min(65_536);
+                        meters.charge(Direction::ToPeer, now, bytes, &limits);
+                        read += bytes as u64;
+                    }
+                    Err(again) => {
+                        assert!(again > now, "it is no use to ask before");
+                        now = again;
+                    }
+                }
+            }
+            // Ten seconds' rate and one second's burst, headers, and a read that was not paid for yet.
+            assert!((rate * 10..=rate * 11 + rate / 64 + 1024).contains(&read), "{rate}: {read}");
+            assert!(asked < 20_000, "{rate}: {asked}");
+            assert!(meters.room(Direction::ToClient, now, &limits).is_ok(), "the other direction");
+            assert_eq!(meters.room(Direction::ToPeer, now, &Limits::default()), Ok(usize::MAX), "no limit");
+        }
+    }
+
+    #[test]
+    fn datagrams_and_streams_share() {
+        let now = Instant::now();
+        let user = Arc::new(Meter::new());
+        let meters = Meters { user: Some(Arc::clone(&user)), ..Meters::default() };
+        let limits = Limits { bytes_per_user: 10_000, ..Limits::default() };
+        meters.charge(Direction::ToPeer, now, 20_000, &limits);
+        assert!(!user.admit(Direction::ToPeer, now, 972, 10_000));
+        while user.admit(Direction::ToClient, now, 972, 10_000) {}
+        assert!(meters.room(Direction::ToClient, now, &limits).is_err());
     }
 
     #[test]

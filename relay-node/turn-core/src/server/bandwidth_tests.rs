@@ -14,7 +14,8 @@ const DATA: [u8; 100] = [7; 100];
 
 fn limited(change: impl Fn(&mut Limits)) -> Lab {
     let mut lab = Lab::new();
-    lab.host.meters = Meters { user: Some(Arc::new(Meter::new())), node: Some(Arc::new(Meter::new())) };
+    lab.host.meters =
+        Meters { user: Some(Arc::new(Meter::new())), node: Some(Arc::new(Meter::new())), ..Meters::default() };
     lab.configure(|settings: &mut Settings| change(&mut settings.limits));
     assert_eq!(lab.allocate(), 0);
     assert_eq!(lab.bind(0x4000, PEER), 0);
@@ -81,7 +82,7 @@ fn allocations_of_a_user_share_and_others_do_not() {
     assert_eq!(lab.allocate(), 0);
     assert_eq!(lab.bind(0x4000, PEER), 0);
     assert_eq!(lab.channel_data(0x4000, &DATA).dropped(), Some(DropReason::Bandwidth), "the same user");
-    lab.host.meters = Meters { user: Some(Arc::new(Meter::new())), node: None };
+    lab.host.meters = Meters { user: Some(Arc::new(Meter::new())), ..Meters::default() };
     lab.client(addr("203.0.113.9:8"));
     assert_eq!(lab.allocate(), 0);
     assert_eq!(lab.bind(0x4000, PEER), 0);

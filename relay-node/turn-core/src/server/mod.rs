@@ -305,6 +305,8 @@ pub enum Output {
         username: Box<[u8]>,
         /// Where the control connection comes from, for [`Host::control_of`].
         client: SocketAddr,
+        /// What its bytes are to be charged to, each direction apart, where [`Server::limits`] has a rate for it.
+        meters: Meters,
     },
     /// Once the answer has left, `connection` carries no TURN any more: what comes on it, beginning behind the request,
     /// goes to the peer as it is and back (RFC 6062 §5.4). `peer` was claimed by [`Host::claim`].
@@ -659,6 +661,11 @@ impl Server {
     /// Effects, oldest first.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
+    }
+
+    /// The bounds that are kept.
+    pub fn limits(&self) -> &crate::Limits {
+        &self.settings.limits
     }
 
     /// When to hand in [`Input::Timeout`]; never a scan.

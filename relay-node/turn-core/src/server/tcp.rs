@@ -301,9 +301,14 @@ impl Server {
     }
 
     fn pend(&mut self, slot: Slot, connection: PeerConnectionId) {
-        let allocation = self.table.get(slot);
+        let limited = self.settings.limits.bytes_per_allocation != 0;
+        let allocation = self.table.get_mut(slot);
+        if limited {
+            allocation.meters.allocation.get_or_insert_default();
+        }
         let (username, client) = (allocation.username.clone(), allocation.five_tuple().client);
-        self.outputs.push_back(Output::Pend { connection, username, client });
+        let meters = allocation.meters.clone();
+        self.outputs.push_back(Output::Pend { connection, username, client, meters });
     }
 
     /// 447, if a Connect still waits for its answer.

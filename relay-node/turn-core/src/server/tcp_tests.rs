@@ -175,12 +175,30 @@ fn a_connection_is_answered_when_it_is_there() {
     assert!(message.verify_integrity(&lab.credentials().key()));
     let outputs = lab.outputs();
     assert!(
-        matches!(&outputs[..], [Output::Pend { connection: PeerConnectionId(1), username, client }]
+        matches!(&outputs[..], [Output::Pend { connection: PeerConnectionId(1), username, client, .. }]
             if **username == *USER && *client == lab.from.client),
         "{outputs:?}"
     );
     // The news twice is no second answer.
     assert!(matches!(event(&mut lab, PeerConnectionId(1), PeerEvent::Connected), Verdict::Done));
+}
+
+/// abuse.md E: whichever worker has the bytes.
+#[test]
+fn data_connections_share_the_meter_of_their_allocation() {
+    let meter = |lab: &mut Lab, peer: &str| {
+        let id = connecting(lab, peer);
+        event(lab, id, PeerEvent::Connected);
+        let outputs = lab.outputs();
+        let Some(Output::Pend { meters, .. }) = outputs.into_iter().next() else { panic!("nothing pends") };
+        meters.allocation
+    };
+    let mut lab = tcp_allocated();
+    assert!(meter(&mut lab, "192.0.2.9:80").is_none(), "no limit, no meter");
+    lab.configure(|settings| settings.limits.bytes_per_allocation = 1000);
+    let (one, other) = (meter(&mut lab, "192.0.2.9:81"), meter(&mut lab, "192.0.2.9:82"));
+    let (one, other) = (one.expect("a limit"), other.expect("a limit"));
+    assert!(std::sync::Arc::ptr_eq(&one, &other));
 }
 
 #[test]

@@ -224,7 +224,7 @@ impl Station {
     fn with(settings: Settings) -> Self {
         let clock = Clock::new();
         let mut server = Server::new(WorkerId(0), addr(SERVER).ip(), 1, Arc::new(settings), [7; 32]);
-        let meters = Meters { user: Some(Arc::default()), node: Some(Arc::default()) };
+        let meters = Meters { user: Some(Arc::default()), node: Some(Arc::default()), ..Meters::default() };
         let mut ports = Ports { meters, ..Ports::default() };
         let mut client = client(None, None, 1);
         client.allocate(clock.mono());
