@@ -41,7 +41,7 @@ impl Coturn {
         Self::launch(place, directory, None).await
     }
 
-    /// The same, with TLS and DTLS on 5349.
+    /// The same, with TLS and DTLS on port 443.
     ///
     /// # Errors
     /// It is not installed or does not answer.
