@@ -363,7 +363,11 @@ fn switched_off_it_is_declined() {
     // RFC 8656 §7.2, item 3: a server without TCP allocations answers 442; RFC 8489 §6.3: methods it does not know get
     // silence.
     let mut rig = Rig::with(|settings| settings.features.tcp_allocations = false).on_stream();
+
     assert_eq!(rig.ask(ALLOCATE, &[transport(6)]).code(), 442);
+    // RFC 8489 §6.3.1: CONNECTION-ID is comprehension-required.
+    let answer = rig.allocate(&[connection_id(PeerConnectionId(1))]).answer();
+    assert_eq!((answer.code(), answer.unknown_attributes()), (420, vec![CONNECTION_ID]));
     assert_eq!(rig.allocate(&[]).code(), 0);
     assert!(rig.ask(CONNECT, &[peer(addr(PEER))]).is_silence());
     assert!(rig.ask(CONNECTION_BIND, &[connection_id(PeerConnectionId(1))]).is_silence());

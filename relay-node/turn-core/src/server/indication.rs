@@ -1,7 +1,7 @@
 //! Indications (RFC 8656 §11): Send. They are never authenticated and never answered.
 
 use super::icmp::honours_dont_fragment;
-use super::reply::DECLINED;
+
 use super::{DropReason, Host, IpMeta, Now, Server, Verdict};
 use crate::wire::attribute::XorPeerAddress;
 use crate::wire::{AttributeType, Message};
@@ -17,7 +17,7 @@ impl Server {
         ip: IpMeta,
         host: &impl Host,
     ) -> Verdict {
-        if !message.unknown_attributes(DECLINED).is_empty() {
+        if !message.unknown_attributes(self.declined()).is_empty() {
             return Verdict::Drop(DropReason::Unexpected);
         }
         let (Ok(Some(XorPeerAddress(address))), Some(data)) = (message.attribute(), message.range(AttributeType::DATA))

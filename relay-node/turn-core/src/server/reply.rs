@@ -19,11 +19,13 @@ pub(super) const REPLY: usize = 1024;
 const SOFTWARE: Software<'static> = Software(concat!("turnpike/", env!("CARGO_PKG_VERSION")).as_bytes());
 
 /// Attributes with a name that ask for what is not offered: unknown to this server (RFC 8489 §6.3.1, RFC 8656 §7.2).
-pub(super) const DECLINED: AttributeSet =
+const DECLINED: AttributeSet =
     AttributeSet::of(&[AttributeType::CHANGE_REQUEST, AttributeType::PADDING, AttributeType::RESPONSE_PORT]);
 
 /// Of RFC 8489 §9.2, where SHA-256 is switched off.
 const OF_SHA256: AttributeSet = AttributeSet::of(&[AttributeType::PASSWORD_ALGORITHM, AttributeType::USERHASH]);
+/// Of RFC 6062, where TCP allocations are switched off.
+const OF_TCP: AttributeSet = AttributeSet::of(&[AttributeType::CONNECTION_ID]);
 /// Of RFC 7635, where no authorization server is configured (§7: 420).
 const OF_THIRD_PARTY: AttributeSet = AttributeSet::of(&[AttributeType::ACCESS_TOKEN]);
 
@@ -111,6 +113,9 @@ impl Server {
         let mut declined = DECLINED;
         if !self.settings.features.sha256 {
             declined = declined.union(OF_SHA256);
+        }
+        if !self.settings.features.tcp_allocations {
+            declined = declined.union(OF_TCP);
         }
         if self.settings.third_party.is_none() {
             declined = declined.union(OF_THIRD_PARTY);

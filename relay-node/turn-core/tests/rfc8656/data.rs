@@ -2,7 +2,10 @@
 
 use crate::support::addr;
 use crate::support::rig::{Outcome, Rig};
-use crate::support::stun::{Class, DATA, DATA_METHOD, Item, Read, SEND, XOR_PEER_ADDRESS, data, family, peer, raw};
+use crate::support::stun::{
+    ACCESS_TOKEN, CONNECTION_ID, Class, DATA, DATA_METHOD, Item, PASSWORD_ALGORITHM, Read, SEND, USERHASH,
+    XOR_PEER_ADDRESS, data, family, peer, raw,
+};
 
 fn permitted() -> Rig {
     let mut rig = Rig::allocated();
@@ -102,6 +105,14 @@ fn a_send_with_an_unknown_required_attribute_is_discarded() {
     let items = |kind| [peer(addr("192.0.2.1:9")), raw(kind, &[1, 2, 3, 4]), data(b"x")];
     for required in [0x0002, 0x0030, 0x7FFF] {
         assert!(permitted().tell(SEND, &items(required)).is_silence(), "{required:#x}");
+    }
+    // What is switched off is as unknown as what nobody knows.
+    for required in [PASSWORD_ALGORITHM, USERHASH, CONNECTION_ID, ACCESS_TOKEN] {
+        let mut rig = permitted();
+        rig.configure(|settings| {
+            (settings.features.sha256, settings.features.tcp_allocations) = (false, false);
+        });
+        assert!(rig.tell(SEND, &items(required)).is_silence(), "{required:#x}");
     }
     for optional in [0x8FFF, 0xC000, 0xFFFF] {
         assert!(matches!(permitted().tell(SEND, &items(optional)), Outcome::Peer { .. }), "{optional:#x}");

@@ -206,6 +206,10 @@ impl Duel {
                 ][usize::from(argument) % 8],
                 &choice.take(9),
             ),
+            18 if argument >= 0x80 => {
+                let switched = [stun::PASSWORD_ALGORITHM, stun::USERHASH, stun::CONNECTION_ID, stun::ACCESS_TOKEN];
+                stun::raw(switched[usize::from(argument) % 4], &choice.take(5))
+            }
             18 => stun::raw(u16::from(argument) << 8 | 0x7F, &choice.take(5)),
             _ => stun::raw(u16::from(argument), &choice.take(9)),
         }

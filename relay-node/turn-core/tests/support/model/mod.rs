@@ -387,7 +387,7 @@ impl Model {
             0x0001 | 0x0006 | 0x0008 | 0x0009 | 0x000A | 0x000C | 0x000D => true,
             0x0012..=0x001A | 0x001C | 0x0020 | 0x0022 => true,
             // RFC 6062.
-            0x002A => true,
+            0x002A => self.tcp,
             // RFC 8489 §14.12 and §14.4.
             stun::PASSWORD_ALGORITHM | stun::USERHASH => self.offer.is_some(),
             _ => false,
