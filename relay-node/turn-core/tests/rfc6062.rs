@@ -338,6 +338,17 @@ fn a_closed_peer_connection_cannot_be_bound() {
 }
 
 #[test]
+fn a_connection_of_an_allocation_that_ends_now_cannot_be_bound() {
+    // RFC 6062 §5.4, §5.5: a new connection from the same port shows that the control connection has closed, so what
+    // was pending is pending no more.
+    let (mut rig, id) = connected();
+    rig.path = Path::Connection(ConnectionId(2));
+    assert_eq!(rig.ask(CONNECTION_BIND, &[connection_id(id)]).code(), 400);
+    assert!(rig.joined.is_empty() && rig.desk.connections.is_empty());
+    assert_eq!(rig.server.allocations(), 0);
+}
+
+#[test]
 fn data_of_a_tcp_allocation_does_not_go_by_indications() {
     // RFC 6062 §4.5: data is sent on the client data connection; Send and channels have no meaning.
     let mut rig = allocated();

@@ -186,7 +186,14 @@ impl Server {
         let Ok(Some(ConnectionId(id))) = request.message.attribute() else {
             return Err(ErrorCode::BAD_REQUEST);
         };
+
         let peer = PeerConnectionId(id);
+        // Of an allocation that this very request has ended, because it came on a new connection from the same port: the
+        // host has not heard yet.
+        let ending = |output: &Output| matches!(output, Output::ClosePeer(ending) if *ending == peer);
+        if self.outputs.iter().any(ending) {
+            return Err(ErrorCode::BAD_REQUEST);
+        }
         host.claim(peer, user.name).map_err(|error| match error {
             ClaimError::Unknown => ErrorCode::BAD_REQUEST,
             ClaimError::OtherUser => ErrorCode::WRONG_CREDENTIALS,
