@@ -140,7 +140,7 @@ impl Server {
         // As written, not canonical: an IPv4-mapped address is of no IPv4 allocation's family and in no policy.
         let relay = allocation.relays().of(Family::of(address.ip()));
         let relayed = relay.ok_or(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH)?.address;
-        if connections.has_peer(peer) {
+        if peer.socket_addr() == address && connections.has_peer(peer) {
             return Err(ErrorCode::CONNECTION_ALREADY_EXISTS);
         }
         let policy = &self.settings.policy;

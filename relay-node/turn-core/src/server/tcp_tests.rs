@@ -2,7 +2,7 @@
 
 use super::super::lab::{Lab, Reply, USER, addr, ip, udp};
 use super::*;
-use crate::wire::attribute::RequestedTransport;
+use crate::wire::attribute::{AdditionalAddressFamily, RequestedTransport};
 use crate::wire::{Message, MessageWriter};
 use crate::{ConnectionId as StreamId, EndReason, Input, ListenerId, Transport};
 
@@ -287,6 +287,20 @@ fn a_second_connection_to_a_peer_is_446() {
     connecting(&mut lab, "192.0.2.1:10");
     event(&mut lab, id, PeerEvent::Closed);
     connecting(&mut lab, PEER);
+}
+
+#[test]
+fn a_mapped_address_is_no_peer_known_by_another_name() {
+    // abuse.md A: with an address of each family, the IPv4 peer written as IPv6 is forbidden, connected or not.
+    let mut lab = on_stream();
+    lab.host.ipv6 = true;
+    let reply = lab.request(Method::Allocate, |writer| {
+        tcp(writer);
+        writer.attribute(&AdditionalAddressFamily(2));
+    });
+    assert_eq!(reply.code(), 0);
+    connecting(&mut lab, PEER);
+    assert_eq!(refused(&mut lab, "[::ffff:192.0.2.1]:9"), 403);
 }
 
 #[test]
