@@ -141,8 +141,7 @@ pub(crate) async fn compare(test: &Scenario, runs: &[&str], name: &str) -> Resul
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let directory = target_directory().join("conform");
     fs::create_dir_all(&directory)?;
-    let file = directory.join(name);
-    fs::write(&file, &output.stdout)?;
-    test.figure("comparison", file.display());
+    fs::write(directory.join(name), &output.stdout)?;
+    test.figure("comparison", format!("{name}, under conform/ of the target directory"));
     Ok(())
 }
