@@ -172,9 +172,18 @@ struct RelayFile<'a> {
     controllers: [String; 1],
     http: SocketAddr,
     allow_loopback_peers: bool,
+    /// Whoever stops the cluster stops its calls too.
+    drain_deadline: u32,
     log: &'a str,
+    backbone: Backbone,
     certificates: [Certificate; 1],
     tls: Tls,
+}
+
+/// How relays reach one another.
+#[derive(Serialize)]
+struct Backbone {
+    listen: [String; 1],
 }
 
 /// What clients meet on TLS.
@@ -201,7 +210,9 @@ impl<'a> RelayFile<'a> {
             controllers: [format!("https://{}", plan.grpc)],
             http: relay.http,
             allow_loopback_peers: relay.is_lab(),
+            drain_deadline: 0,
             log,
+            backbone: Backbone { listen: [relay.backbone.to_string()] },
             certificates: [Certificate { certificate, key }],
             tls: Tls::of(directory, &Identity::Relay(relay.id.into())),
         }
@@ -299,6 +310,7 @@ mod tests {
                 assert!(Path::new(file).is_file(), "{id}: {key} {file}");
             }
             assert_eq!(relay["listen"][2].as_str().map(|it| it.ends_with(":5349")), Some(true));
+            assert_eq!(relay["backbone"]["listen"][0].as_str().map(|it| it.ends_with(":3480")), Some(true));
             for key in ["certificate", "key"] {
                 let file = relay["certificates"][0][key].as_str().expect("path");
                 assert!(Path::new(file).is_file(), "{id}: {key} {file}");

@@ -11,6 +11,8 @@ const PAGE: u16 = 8000;
 const CONTROLLER_HTTP: u16 = 8080;
 const CONTROLLER_GRPC: u16 = 9443;
 const RELAY_HTTP: u16 = 9478;
+/// UDP port by which relays reach one another.
+const BACKBONE: u16 = 3480;
 
 /// The relays in the order in which they are given up when there are fewer addresses: two regions come before two
 /// relays in one.
@@ -47,6 +49,8 @@ pub struct RelayPlan {
     pub listen: SocketAddr,
     /// Where it hears clients over TLS.
     pub listen_tls: SocketAddr,
+    /// Where it hears the other relays.
+    pub backbone: SocketAddr,
     /// What relayed sockets bind.
     pub relay_ip: Ipv4Addr,
     /// What clients and peers are told.
@@ -123,7 +127,8 @@ pub fn plan(public: &[Ipv4Addr], https: bool, offset: u16, network: &impl Networ
             let bound = bound_for(public_ip, network);
             let listen = SocketAddr::new(bound.into(), TURN + offset);
             let listen_tls = SocketAddr::new(bound.into(), TURN_TLS + offset);
-            RelayPlan { id, region, listen, listen_tls, relay_ip: bound, public_ip, http: loopback(0) }
+            let backbone = SocketAddr::new(bound.into(), BACKBONE + offset);
+            RelayPlan { id, region, listen, listen_tls, backbone, relay_ip: bound, public_ip, http: loopback(0) }
         })
         .collect();
     relays.sort_by_key(|relay| relay.id);
@@ -180,6 +185,7 @@ impl Plan {
             let owner = format!("relay {}", relay.id);
             ports.push(Port { address: relay.listen, udp: true, owner: owner.clone() });
             ports.push(tcp(relay.listen, &owner));
+            ports.push(Port { address: relay.backbone, udp: true, owner: format!("{owner} (backbone)") });
             ports.push(tcp(relay.listen_tls, &format!("{owner} (TLS)")));
             ports.push(tcp(relay.http, &format!("{owner} (health)")));
         }

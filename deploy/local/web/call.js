@@ -1,11 +1,13 @@
 // The call page: the form, one call, and what is shown of it. Tests read `window.turnpike`.
 //
 // ?room=NAME  &relay=0|1  &region=NAME  &transport=udp|tcp|tls  &fake=1 (test picture)  &auto=1 (join at once)
-// &discovery=URL (another controller)
+// &discovery=URL (another controller)  &ttl=SECONDS (life of the credentials)
 import { bitrate } from "/shared/format.js";
 import { keyed, part, text } from "/shared/keyed.js";
+import { Turnpike } from "/turnpike.js";
 import { openMedia } from "./media.js";
-import { pairLine, relaysOf, stations } from "./path.js";
+import { examine, verdict } from "./network.js";
+import { nodesOf, pairLine, stations } from "./path.js";
 import { Peer } from "./peer.js";
 import { plot } from "./plot.js";
 import { Signal } from "./signal.js";
@@ -33,9 +35,14 @@ const turnpike = {
   },
   samples: [],
   pair: null,
+  /** Nodes in the pair. */
   relays: [],
   iceServers: null,
-  nodes: [],
+  /** What the module that keeps the call going has said, with the time. */
+  notices: [],
+  /** What "test my connection" found: `{ kind, headline, sentences, seen, ways, regions }`. */
+  network: null,
+  testConnection: () => testConnection(),
   join: () => join(),
   hangUp: () => hangUp(),
 };
@@ -47,6 +54,8 @@ let peer = null;
 let peerName = null;
 let sampling = null;
 let pauses = null;
+/** Servers, and what keeps the call on a living relay. */
+let keeper = null;
 
 const STATES = {
   idle: ["ready", ""],
@@ -94,16 +103,41 @@ const ask = async (path) => {
   return body;
 };
 
-/** Fresh servers and the list of nodes, which tells relays from their addresses. */
+/** Begins to keep servers for this call. */
 const discover = async () => {
-  // The room's name is what the console shows beside the allocations of this call.
-  const wanted = new URLSearchParams({ user: turnpike.room });
-  if (byId("region").value) wanted.set("region", byId("region").value);
-  if (byId("transport").value) wanted.set("transport", byId("transport").value);
-  const [found, { nodes }] = await Promise.all([ask(`/v1/ice-servers?${wanted}`), ask("/v1/nodes").catch(() => ({ nodes: [] }))]);
-  turnpike.iceServers = found.iceServers;
-  turnpike.nodes = nodes ?? [];
-  return configuration();
+  keeper = new Turnpike({
+    url: discovery || location.origin,
+    // The room's name is what the console shows beside the allocations of this call.
+    user: turnpike.room,
+    region: byId("region").value,
+    transports: byId("transport").value,
+    ttl: Number(query.get("ttl")) || undefined,
+    spreadMs: 15_000,
+    // The button measures, not the call.
+    netcheck: false,
+    notify: heard,
+  });
+  turnpike.iceServers = await keeper.iceServers();
+};
+
+/** What the keeper says. */
+const heard = (notice) => {
+  const { type, reason, relay, relays, kind, iceServers } = notice;
+  turnpike.notices.push({ at: Date.now(), type, reason, kind, relay: relay?.node, relays: relays?.map(({ node }) => node) });
+  if (turnpike.notices.length > 500) turnpike.notices.shift();
+  if (type === "servers") turnpike.iceServers = iceServers;
+  if (type === "restart") {
+    peer?.restarts();
+    say("relay-news", RESTARTS[reason](relay?.node ?? "The relay"));
+  }
+  if (type === "path" && relays.length && byId("relay-news").textContent) say("relay-news", `The call runs over ${relays.map(({ node }) => node).join(" and ")} now.`);
+  if (type === "relay") drawLive();
+};
+
+const RESTARTS = {
+  draining: (relay) => `${relay} is about to go; looking for another relay while the call goes on.`,
+  lost: (relay) => `${relay} is gone; looking for another relay.`,
+  failed: () => "The connection broke; looking for another way.",
 };
 
 const configuration = () => ({
@@ -119,6 +153,65 @@ const listRegions = async () => {
   } catch (error) {
     say("problem", error.message);
   }
+};
+
+// ---- The network
+
+/** Tries what gets through, measures the regions, and says it in words. */
+const testConnection = async () => {
+  const button = byId("test");
+  button.disabled = true;
+  byId("network").hidden = false;
+  text(byId("network-headline"), "Trying…");
+  text(byId("network-advice"), "");
+  fields("network-ways", []);
+  fields("network-regions", []);
+  const tester = new Turnpike({ url: discovery || location.origin, user: "connection-test", events: false, netcheck: false });
+  try {
+    const { targets } = await ask("/v1/netcheck");
+    const [turn] = await tester.iceServers();
+    // One after the other: what is measured should be alone.
+    const found = await examine({ stun: targets.map(({ stun }) => stun), turn });
+    const { regions } = await tester.netcheck();
+    turnpike.network = { ...verdict(found), ...found, regions };
+    drawNetwork(turnpike.network);
+  } catch (error) {
+    text(byId("network-headline"), "Not tested");
+    text(byId("network-advice"), error.message);
+  } finally {
+    tester.close();
+    button.disabled = false;
+  }
+};
+
+const drawNetwork = ({ headline, sentences, seen, ways, regions }) => {
+  text(byId("network-headline"), headline);
+  text(byId("network-advice"), sentences.join(" "));
+  // Relays are tried one by one; what reaches one of them gets through.
+  const through = new Map();
+  for (const { way, port, works } of ways) {
+    const name = `${way.toUpperCase()} ${port}`;
+    through.set(name, works || (through.get(name) ?? false));
+  }
+  const outside = [...new Set(seen.map(({ address, port }) => `${address}:${port}`))];
+  fields("network-ways", [
+    ...(outside.length ? [["Seen from outside as", outside.join(", ")]] : []),
+    ...[...through].map(([name, works]) => [name, works ? "gets through" : name.startsWith("TLS") ? "blocked, or not trusted" : "blocked"]),
+  ]);
+  const nearest = [...regions].sort((a, b) => (a.rttMs ?? Infinity) - (b.rttMs ?? Infinity));
+  fields("network-regions", nearest.map(({ region, rttMs }) => [region, rttMs === null ? "no answer" : `${Math.round(rttMs)} ms`]));
+};
+
+/** Names and values of a list. */
+const fields = (id, rows) => {
+  const row = ([name, value]) => {
+    const [line, term, detail] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
+    text(term, name);
+    text(detail, value);
+    line.append(term, detail);
+    return line;
+  };
+  byId(id).replaceChildren(...rows.map(row));
 };
 
 // ---- The call
@@ -194,8 +287,9 @@ const meet = (name, polite) => {
     stream: media.stream,
     polite,
     send: (data) => signal?.send(data),
-    on: { state: peerState, track: showRemote, nothingGathered, gathered: () => say("problem", ""), configuration: () => discover().catch(() => undefined) },
+    on: { state: peerState, track: showRemote, nothingGathered, gathered: () => say("problem", "") },
   });
+  keeper.follow(peer.pc);
   turnpike.pc = peer.pc;
   turnpike.connectMs = null;
   turnpike.samples = [];
@@ -256,6 +350,7 @@ const dropPeer = () => {
   peer = null;
   peerName = null;
   turnpike.pair = null;
+  say("relay-news", "");
   byId("remote").srcObject = null;
   drawLive();
 };
@@ -266,6 +361,8 @@ const leave = (state) => {
   signal?.bye();
   signal = null;
   dropPeer();
+  keeper?.close();
+  keeper = null;
   media?.stream.getTracks().forEach((track) => track.stop());
   media = null;
   byId("local").srcObject = null;
@@ -287,7 +384,7 @@ const sample = async (sampler) => {
   if (turnpike.samples.length > 600) turnpike.samples.shift();
   turnpike.framesDecoded = taken.framesDecoded;
   turnpike.pair = taken.pair ?? null;
-  turnpike.relays = taken.pair ? relaysOf(taken.pair, turnpike.nodes) : [];
+  turnpike.relays = taken.pair ? nodesOf(taken.pair, keeper.relays) : [];
   drawLive();
 };
 
@@ -296,7 +393,7 @@ const percent = (fraction) => `${(fraction * 100).toFixed(fraction > 0 && fracti
 const drawLive = () => {
   const last = turnpike.samples.at(-1);
   const pair = peer && turnpike.pair;
-  const route = pair ? stations(pair, turnpike.nodes) : [];
+  const route = pair ? stations(pair, keeper.relays) : [];
   keyed(byId("route"), route, (station) => `${station.kind} ${route.indexOf(station)}`, newStation, drawStation);
   text(byId("pair"), pair ? pairLine(pair) : "Shown as soon as the call is connected.");
   text(byId("rtt"), last?.rttMs === undefined ? "–" : `${last.rttMs.toFixed(last.rttMs < 10 ? 1 : 0)} ms`);
@@ -312,7 +409,7 @@ const drawLive = () => {
 const newStation = ({ kind }) => {
   const item = document.createElement("li");
   item.dataset.kind = kind;
-  for (const [tag, name] of [["strong", "title"], ["span", "detail"]]) {
+  for (const [tag, name] of [["strong", "title"], ["span", "detail"], ["span", "note"]]) {
     const element = document.createElement(tag);
     element.dataset.part = name;
     element.className = name;
@@ -324,6 +421,7 @@ const newStation = ({ kind }) => {
 const drawStation = (item, station) => {
   text(part(item, "title"), station.title);
   text(part(item, "detail"), station.detail);
+  text(part(item, "note"), station.note ?? "");
 };
 
 const WAITING = {
@@ -383,6 +481,7 @@ const start = async () => {
     event.preventDefault();
     join();
   });
+  byId("test").addEventListener("click", testConnection);
   byId("hang-up").addEventListener("click", hangUp);
   byId("microphone").addEventListener("click", (event) => toggle(event.currentTarget, "audio", ["Mute", "Unmute"]));
   byId("camera").addEventListener("click", (event) => toggle(event.currentTarget, "video", ["Stop video", "Start video"]));

@@ -1,7 +1,5 @@
 // One RTCPeerConnection with perfect negotiation (W3C webrtc-pc, section 10.7): either side may offer at any time.
 
-/** A call that was connected gets this many ICE restarts before it is called failed. */
-const MAX_RESTARTS = 3;
 /** Without a candidate after this long the user is told; a relay answers within a round trip. */
 const GATHER_MS = 4000;
 
@@ -9,14 +7,13 @@ export class Peer {
   /**
    * `polite`: gives way when both offer at once, and waits with its tracks for the first offer.
    * `send(data)` hands something to the other side; `on` has `state(name)`, `track(stream)`, `gathered()` for the
-   * first candidate, `nothingGathered(errors, isOver)`, and `configuration()` for the servers of an ICE restart.
+   * first candidate, and `nothingGathered(errors, isOver)`.
    */
   constructor({ configuration, stream, polite, send, on }) {
     this.polite = polite;
     this.stream = stream;
     this.send = send;
     this.on = on;
-    this.restarts = 0;
     this.gathered = 0;
     this.errors = [];
     this.beganAt = performance.now();
@@ -52,18 +49,8 @@ export class Peer {
 
   changed() {
     const { pc } = this;
-    if (pc.connectionState === "connected") {
-      this.connectMs ??= Math.round(performance.now() - this.beganAt);
-      this.restarts = 0;
-    }
-    if (pc.connectionState === "failed" && this.connectMs !== undefined && this.restarts < MAX_RESTARTS) {
-      this.restarts += 1;
-      this.restarting = true;
-      // One side is enough, and two offers at once would only have to be sorted out.
-      if (!this.polite) this.restart();
-    } else if (pc.connectionState !== "connecting") {
-      this.restarting = false;
-    }
+    if (pc.connectionState === "connected") this.connectMs ??= Math.round(performance.now() - this.beganAt);
+    if (pc.connectionState === "connected" || pc.connectionState === "failed") this.restarting = false;
     this.on.state(this.state);
   }
 
@@ -74,13 +61,11 @@ export class Peer {
     return { new: "connecting", disconnected: "interrupted" }[state] ?? state;
   }
 
-  /** New candidates, from `configuration` when given: other relays, new credentials. */
-  async restart() {
-    const configuration = await this.on.configuration?.();
-    if (this.pc.connectionState === "closed") return;
-    if (configuration) this.pc.setConfiguration(configuration);
+  /** The connection was told to look for new candidates. */
+  restarts() {
+    this.restarting = true;
     this.gathered = 0;
-    this.pc.restartIce();
+    this.on.state(this.state);
   }
 
   async offer() {
@@ -88,6 +73,9 @@ export class Peer {
       this.offering = true;
       await this.pc.setLocalDescription();
       this.send({ description: this.pc.localDescription });
+    } catch (error) {
+      // Hung up meanwhile.
+      if (this.pc.signalingState !== "closed") throw error;
     } finally {
       this.offering = false;
     }
@@ -97,10 +85,16 @@ export class Peer {
   async take({ description, candidate }) {
     const { pc } = this;
     if (description) {
-      const collides = description.type === "offer" && (this.offering || pc.signalingState !== "stable");
-      this.ignoring = !this.polite && collides;
+      // While an answer is being taken in the connection is as good as stable.
+      const isBusy = this.offering || (pc.signalingState !== "stable" && !this.answering);
+      this.ignoring = !this.polite && description.type === "offer" && isBusy;
       if (this.ignoring) return;
-      await pc.setRemoteDescription(description);
+      this.answering = description.type === "answer";
+      try {
+        await pc.setRemoteDescription(description);
+      } finally {
+        this.answering = false;
+      }
       if (description.type === "offer") {
         this.addTracks();
         await pc.setLocalDescription();
