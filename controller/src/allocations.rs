@@ -5,7 +5,7 @@
 
 mod index;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +121,11 @@ impl Allocations {
         Self { inner, _task: task }
     }
 
+    /// Where clients are served, as last heard.
+    pub fn directory(&self) -> Directory {
+        Directory { inner: self.inner.clone() }
+    }
+
     /// Allocations created and ended from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<AllocationEvent> {
         self.inner.index.subscribe()
@@ -224,6 +229,21 @@ impl Allocations {
             Err(StoreError::Unavailable(_)) => store.transact(Vec::new(), vec![put]).await,
             answer => answer,
         }
+    }
+}
+
+/// Where clients are served: read from the index of allocations, which follows the store.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    inner: Arc<Inner>,
+}
+
+impl Directory {
+    /// The node that has the allocation of a UDP client.
+    pub fn locate(&self, client: SocketAddr) -> Option<String> {
+        let relay_address = self.inner.index.located(client)?;
+        let snapshot = self.inner.fleet.snapshot();
+        snapshot.node_of(relay_address).map(|node| node.record.node_id.clone())
     }
 }
 

@@ -2,18 +2,25 @@
 
 mod layers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use hickory_server::proto::rr::Name;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+use turn_core::policy::Network;
 
 pub use self::layers::{command, load};
+use crate::api::Rates;
+use crate::dns::DnsSettings;
 use crate::fleet::Thresholds;
+use crate::geo::Geo;
 use crate::identity::is_name;
-use crate::steering::{Distances, Terms};
+use crate::steering::{Distances, Place, Terms};
+use crate::usage::Retention;
 
 /// The configuration as it is written. Relative paths are relative to the working directory.
 #[derive(Deserialize)]
@@ -32,9 +39,15 @@ struct Config {
     credential_ttl: u32,
     cors_origins: Vec<String>,
     distances: Vec<Distance>,
+    regions: Vec<RegionPlace>,
+    geo: Option<PathBuf>,
+    trusted_proxies: Vec<String>,
+    rate: RateConfig,
+    dns: DnsConfig,
     user_quota: u32,
     denied_peers: Vec<String>,
     lease: u32,
+    usage: UsageConfig,
     overload: OverloadConfig,
     log: String,
     log_format: LogFormat,
@@ -56,9 +69,15 @@ impl Default for Config {
             credential_ttl: 86_400,
             cors_origins: vec!["*".to_owned()],
             distances: Vec::new(),
+            regions: Vec::new(),
+            geo: None,
+            trusted_proxies: Vec::new(),
+            rate: RateConfig::default(),
+            dns: DnsConfig::default(),
             user_quota: 0,
             denied_peers: Vec::new(),
             lease: 5,
+            usage: UsageConfig::default(),
             overload: OverloadConfig::default(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -104,6 +123,44 @@ struct Distance {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegionPlace {
+    name: String,
+    latitude: f64,
+    longitude: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RateConfig {
+    address: u32,
+    key: u32,
+}
+
+impl Default for RateConfig {
+    fn default() -> Self {
+        let Rates { address, key } = Rates::default();
+        Self { address, key }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DnsConfig {
+    listen: Vec<SocketAddr>,
+    zone: Option<String>,
+    name_servers: Vec<String>,
+    ttl: u32,
+    rate: u32,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self { listen: Vec::new(), zone: None, name_servers: Vec::new(), ttl: 10, rate: 100 }
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct OverloadConfig {
     cpu_permille: u32,
@@ -114,6 +171,21 @@ impl Default for OverloadConfig {
     fn default() -> Self {
         let Thresholds { cpu_permille, allocations_percent } = Thresholds::default();
         Self { cpu_permille, allocations_percent }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct UsageConfig {
+    retention_hours: u32,
+    max_entries: u32,
+}
+
+impl Default for UsageConfig {
+    fn default() -> Self {
+        let Retention { age, entries } = Retention::default();
+        // Both are small.
+        Self { retention_hours: (age.as_secs() / 3600) as u32, max_entries: entries as u32 }
     }
 }
 
@@ -164,12 +236,22 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     /// Home region, distances and thresholds.
     pub terms: Terms,
+    /// Where addresses are.
+    pub geo: Option<Arc<Geo>>,
+    /// Proxies before the HTTP listener: `X-Forwarded-For` of others is not believed.
+    pub trusted_proxies: Vec<Network>,
+    /// How often HTTP discovery is answered.
+    pub rates: Rates,
+    /// The DNS server, if there is to be one.
+    pub dns: Option<DnsSettings>,
     /// Allocations one user may hold on one relay; 0 is no limit.
     pub user_quota: u32,
     /// Peer networks denied beyond the built-in list, CIDR.
     pub denied_peers: Vec<String>,
     /// Life of a node's lease.
     pub lease: Duration,
+    /// What the ledger of usage remembers.
+    pub retention: Retention,
     /// Filter directives of the log.
     pub log: String,
     /// How log lines look.
@@ -235,6 +317,8 @@ impl ConfigError {
 
 /// A month: what a leaked credential may be good for at most.
 const MAX_CREDENTIAL_TTL: u32 = 30 * 86_400;
+/// Some 600 MB of etcd's 2 GB.
+const MAX_LEDGER: u32 = 2_000_000;
 
 impl TryFrom<Config> for Settings {
     type Error = ConfigError;
@@ -270,19 +354,18 @@ impl TryFrom<Config> for Settings {
                 format!("{origin:?} is not an origin; write \"*\" or e.g. \"https://example.org\""),
             )?;
         }
-        for (i, network) in config.denied_peers.iter().enumerate() {
-            check(
-                is_network(network),
-                format!("denied_peers[{i}]"),
-                format!("{network:?} is not a network; write e.g. \"10.96.0.0/12\""),
-            )?;
-        }
+        networks("denied_peers", &config.denied_peers)?;
+        let trusted_proxies = networks("trusted_proxies", &config.trusted_proxies)?;
         if let Err(error) = EnvFilter::try_new(&config.log) {
             return Err(ConfigError::new("log", format!("{error}; write e.g. \"info\" or \"info,controller=debug\"")));
         }
         Ok(Self {
             id: name("id", "a name for this replica, e.g. \"controller-1\"", config.id.clone())?,
             terms: terms(&config)?,
+            geo: config.geo.as_deref().map(geo).transpose()?,
+            trusted_proxies,
+            dns: dns(config.dns)?,
+            rates: Rates { address: config.rate.address, key: config.rate.key },
             grpc: config.grpc,
             http: config.http,
             tls: TlsFiles {
@@ -300,6 +383,7 @@ impl TryFrom<Config> for Settings {
             user_quota: config.user_quota,
             denied_peers: config.denied_peers,
             lease: Duration::from_secs(u64::from(config.lease)),
+            retention: retention(&config.usage)?,
             log: config.log,
             log_format: config.log_format,
         })
@@ -423,17 +507,85 @@ fn terms(config: &Config) -> Result<Terms, ConfigError> {
     let OverloadConfig { cpu_permille, allocations_percent } = config.overload;
     check((1..=1000).contains(&cpu_permille), "overload.cpu_permille", "must be 1 to 1000 thousandths")?;
     check((1..=100).contains(&allocations_percent), "overload.allocations_percent", "must be 1 to 100 per cent")?;
-    Ok(Terms { home, distances, thresholds: Thresholds { cpu_permille, allocations_percent } })
+    let thresholds = Thresholds { cpu_permille, allocations_percent };
+    Ok(Terms { home, distances, places: places(config)?, thresholds })
 }
 
-fn is_network(text: &str) -> bool {
-    let Some((address, prefix)) = text.split_once('/') else {
-        return false;
+fn retention(usage: &UsageConfig) -> Result<Retention, ConfigError> {
+    check((1..=87_600).contains(&usage.retention_hours), "usage.retention_hours", "must be 1 to 87600 hours")?;
+    check(
+        (1..=MAX_LEDGER).contains(&usage.max_entries),
+        "usage.max_entries",
+        format!("must be 1 to {MAX_LEDGER}; each takes about 300 bytes of the store"),
+    )?;
+    let age = Duration::from_secs(u64::from(usage.retention_hours) * 3600);
+    Ok(Retention { age, entries: usage.max_entries as usize })
+}
+
+fn places(config: &Config) -> Result<HashMap<String, Place>, ConfigError> {
+    let mut places = HashMap::new();
+    for (i, region) in config.regions.iter().enumerate() {
+        let key = format!("regions[{i}]");
+        check(is_name(&region.name), format!("{key}.name"), "is not the name of a region")?;
+        let place = Place::new(region.latitude, region.longitude).ok_or_else(|| {
+            ConfigError::new(&*key, "is not on the globe: latitude is -90 to 90, longitude -180 to 180 degrees")
+        })?;
+        check(places.insert(region.name.clone(), place).is_none(), format!("{key}.name"), "is there twice")?;
+    }
+    check(
+        config.geo.is_none() || !places.is_empty(),
+        "regions",
+        "missing, but geo is set: write where regions are, e.g. [{ name = \"eu\", latitude = 50.1, longitude = 8.7 }]",
+    )?;
+    Ok(places)
+}
+
+fn dns(config: DnsConfig) -> Result<Option<DnsSettings>, ConfigError> {
+    let Some(zone) = config.zone else {
+        check(config.listen.is_empty(), "dns.zone", "missing, but dns.listen is set: write e.g. \"turn.example.org\"")?;
+        return Ok(None);
     };
-    let most = match address.parse::<IpAddr>() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
+    let name = |key: String, text: &str| {
+        let name = Name::from_ascii(text).ok().filter(|name| !name.is_root());
+        let mut name = name.ok_or_else(|| ConfigError::new(key, format!("{text:?} is not a domain name")))?;
+        name.set_fqdn(true);
+        Ok(name)
     };
-    prefix.bytes().all(|b| b.is_ascii_digit()) && prefix.parse::<u8>().is_ok_and(|prefix| prefix <= most)
+    let zone = name("dns.zone".to_owned(), &zone)?;
+    check(!config.listen.is_empty(), "dns.listen", "missing, but dns.zone is set: write e.g. [\"0.0.0.0:53\"]")?;
+    check((1..=3600).contains(&config.ttl), "dns.ttl", "must be 1 to 3600 seconds")?;
+    let mut name_servers = Vec::new();
+    for (i, server) in config.name_servers.iter().enumerate() {
+        let key = format!("dns.name_servers[{i}]");
+        let server = name(key.clone(), server)?;
+        check(!zone.zone_of(&server), key, "lies in the zone, where only relays have names; name it elsewhere")?;
+        name_servers.push(server);
+    }
+    let why =
+        "missing; write the names by which the zone is delegated to these controllers, e.g. [\"ns1.example.org\"]";
+    check(!name_servers.is_empty(), "dns.name_servers", why)?;
+    Ok(Some(DnsSettings { listen: config.listen, zone, name_servers, ttl: config.ttl, rate: config.rate }))
+}
+
+fn geo(path: &Path) -> Result<Arc<Geo>, ConfigError> {
+    let geo = Geo::open(path).map_err(|error| ConfigError::new("geo", format!("{}: {error}", path.display())))?;
+    Ok(Arc::new(geo))
+}
+
+fn networks(key: &str, written: &[String]) -> Result<Vec<Network>, ConfigError> {
+    let each = written.iter().enumerate().map(|(i, text)| {
+        network(text).ok_or_else(|| {
+            ConfigError::new(format!("{key}[{i}]"), format!("{text:?} is not a network; write e.g. \"10.96.0.0/12\""))
+        })
+    });
+    each.collect()
+}
+
+fn network(text: &str) -> Option<Network> {
+    let (address, prefix) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let digits = prefix.bytes().all(|b| b.is_ascii_digit());
+    let prefix = prefix.parse::<u8>().ok().filter(|prefix| digits && *prefix <= most)?;
+    Some(Network { address, prefix })
 }

@@ -1,6 +1,7 @@
 //! What every way of discovery (gRPC, TURN REST, browsers) answers from: the fleet as last seen, the steering over it
 //! and the newest TURN REST secret. No store is read for an answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,7 @@ use turn_core::credential;
 use crate::fleet::FleetView;
 use crate::keys::Keys;
 use crate::metrics;
-use crate::steering::{Choice, Query, Steering};
+use crate::steering::{Choice, Explanation, Query, Steering, Target};
 
 /// Longest life of a credential that may be asked for: a month.
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 86_400);
@@ -81,10 +82,34 @@ impl Discovery {
         let choice = self.steering.choose(&self.fleet.snapshot(), query);
         metrics::discovery(!choice.relays.is_empty());
         tracing::debug!(?choice, "discovery");
-        match choice.refusal() {
+        match choice.refusal {
             Some(why) => Err(DiscoveryError::NoRelay(why)),
             None => Ok((choice, credential)),
         }
+    }
+
+    /// Relays alone, for those who bring credentials of their own; `None` if no node may be answered with.
+    pub fn relays(&self, query: &Query) -> Option<Choice> {
+        let choice = self.steering.choose(&self.fleet.snapshot(), query);
+        metrics::discovery(choice.refusal.is_none());
+        choice.refusal.is_none().then_some(choice)
+    }
+
+    /// What would be answered, and why. Nothing is counted.
+    pub fn explain(&self, query: &Query) -> Explanation {
+        self.steering.explain(&self.fleet.snapshot(), query)
+    }
+
+    /// Relays that a client should measure its round trip to.
+    pub fn targets(&self, client: IpAddr) -> Vec<Target> {
+        self.steering.targets(&self.fleet.snapshot(), client)
+    }
+
+    /// Takes round trips that a client has measured, in milliseconds by region; returns how many were taken.
+    pub fn report(&self, client: IpAddr, rtts: &[(String, f32)]) -> usize {
+        let taken = self.steering.report(&self.fleet.snapshot(), client, rtts);
+        metrics::netcheck(taken);
+        taken
     }
 
     /// Credentials alone. An empty `user` gets a random name, so that strangers do not share one quota.
@@ -110,6 +135,7 @@ impl Discovery {
         let expires_at = now + ttl.as_secs();
         let keys = self.keys.current();
         let secret = keys.rest_secrets.newest().ok_or(DiscoveryError::Secret)?;
+        self.keys.gives_out(secret.id, ttl);
         let minted = credential::mint(secret, user, expires_at);
         Ok(Credential { username: minted.username, password: minted.password, ttl, expires_at })
     }

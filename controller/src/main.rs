@@ -9,13 +9,14 @@ use anyhow::Context as _;
 use controller::api::console::Feed;
 use controller::api::grpc::Switch;
 use controller::config::{ConfigError, LogFormat, Settings};
+use controller::dns::Listeners;
 use controller::health::Health;
 use controller::replica::Opener;
+use controller::server::tls::ServerTls;
 use controller::server::{self, Limits};
 use controller::{api, config, metrics, replica};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn prepare(matches: &clap::ArgMatches) -> Result<(Settings, Arc<ServerConfig>, Opener), ConfigError> {
+fn prepare(matches: &clap::ArgMatches) -> Result<(Settings, Arc<ServerTls>, Opener), ConfigError> {
     let settings = config::load(matches)?;
     let tls = server::tls::load(&settings.tls, &settings.id)?;
     let opener = Opener::new(&settings.store)?;
@@ -64,10 +65,14 @@ fn start_logging(settings: &Settings) {
 }
 
 #[tokio::main]
-async fn run(settings: Settings, tls: Arc<ServerConfig>, opener: Opener) -> anyhow::Result<()> {
+async fn run(settings: Settings, tls: Arc<ServerTls>, opener: Opener) -> anyhow::Result<()> {
     let prometheus = metrics::install().context("cannot record metrics")?;
     let grpc_listener = server::bind("grpc", settings.grpc).await?;
     let http_listener = server::bind("http", settings.http).await?;
+    let dns_listeners = match &settings.dns {
+        Some(dns) => Some((Listeners::bind(dns).await?, dns.clone())),
+        None => None,
+    };
     let version = env!("CARGO_PKG_VERSION");
     let (grpc, http) = (grpc_listener.local_addr()?, http_listener.local_addr()?);
     tracing::info!(id = settings.id, version, %grpc, %http, "the controller starts");
@@ -84,6 +89,10 @@ async fn run(settings: Settings, tls: Arc<ServerConfig>, opener: Opener) -> anyh
     let grpc = tokio::spawn(grpc);
     let router = api::http(health.clone(), &settings.cors_origins, feed.clone(), prometheus.clone());
     let http = tokio::spawn(server::serve_http(http_listener, router, limits, shutdown.clone()));
+    let dns = dns_listeners.map(|(listeners, dns)| {
+        tracing::info!(zone = %dns.zone, addresses = ?listeners.addresses(), "DNS is served");
+        tokio::spawn(listeners.serve(dns, health.clone(), shutdown.clone()))
+    });
     let stop = tokio::spawn(stop_on_signal(shutdown.clone())?);
 
     let joined = tokio::select! {
@@ -103,16 +112,23 @@ async fn run(settings: Settings, tls: Arc<ServerConfig>, opener: Opener) -> anyh
                 shutdown.cancelled().await;
                 // The relays go to another replica at once.
                 replica.relays.close();
+                replica.push.close();
             };
-            tokio::join!(feed.run(replica.clone()), replica.clone().watch_store(shutdown.clone()), close_sessions);
+            tokio::join!(feed.run(replica.clone()), close_sessions);
         };
         tokio::select! {
             () = background => {}
             () = upkeep(prometheus) => {}
         }
     }
-    let (grpc, http, stop) = tokio::join!(grpc, http, stop);
-    grpc.and(http).and(stop).context("a server broke")?;
+    let dns = async {
+        match dns {
+            Some(dns) => dns.await,
+            None => Ok(()),
+        }
+    };
+    let (grpc, http, dns, stop) = tokio::join!(grpc, http, dns, stop);
+    grpc.and(http).and(dns).and(stop).context("a server broke")?;
     tracing::info!("the controller has stopped");
     Ok(())
 }

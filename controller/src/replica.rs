@@ -2,26 +2,29 @@
 
 mod join;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
+use turn_core::policy::Network;
 
 pub use self::join::{Opener, join};
 use crate::allocations::Allocations;
+use crate::api::Limiter;
 use crate::api::fleet::{FleetOptions, FleetService};
 use crate::api::view::{NodeJson, Rates};
-use crate::config::Settings;
+use crate::config::{Settings, StoreSettings};
 use crate::discovery::Discovery;
 use crate::fleet::{FleetView, ViewOptions, unix_ms};
-use crate::keys::{KeyOptions, Keys};
+use crate::keys::{KeyOptions, Keys, Steward};
 use crate::metrics;
+use crate::presence::{Presence, StoreHealth};
+use crate::push::{Push, PushOptions};
 use crate::steering::Steering;
 use crate::store::{Store, StoreError, StoreStatus};
 use crate::sweeper::Sweeper;
 
-/// Between two questions whether the store answers, and the time it gets to do so.
+/// Time the store gets to say how it is.
 const PROBE: Duration = Duration::from_secs(2);
 /// Time for the first reading of the fleet.
 const FIRST_READING: Duration = Duration::from_secs(5);
@@ -38,21 +41,29 @@ pub struct Replica {
     pub fleet: Arc<FleetView>,
     /// The cluster's settings and key rings.
     pub keys: Arc<Keys>,
+    /// Who sees to their rotation.
+    pub steward: Steward,
     /// The allocations in the store.
     pub allocations: Allocations,
     /// The service that relays' sessions are with.
     pub relays: FleetService,
+    /// What clients of relays are told while they use them.
+    pub push: Push,
     /// Discovery over the fleet.
     pub discovery: Discovery,
     /// Keys that open HTTP discovery and the console; empty leaves them open to all.
     pub api_keys: Vec<String>,
+    /// How often HTTP discovery is answered.
+    pub limiter: Limiter,
+    /// Proxies whose word about a client's address is taken.
+    pub trusted_proxies: Vec<Network>,
     /// When this process was ready.
     pub started: Instant,
-    /// Whether the store answered when last asked.
-    store_healthy: AtomicBool,
+    presence: Presence,
     /// Packets a second of every node.
     rates: Mutex<Rates>,
     _sweeper: Sweeper,
+    _tasks: JoinSet<()>,
 }
 
 impl Replica {
@@ -61,68 +72,72 @@ impl Replica {
     /// # Errors
     /// As the store says.
     pub async fn start(store: Arc<dyn Store>, settings: &Settings) -> Result<Self, StoreError> {
-        let store_kind = store.status().await?.kind;
+        let store_kind = match settings.store {
+            StoreSettings::Embedded { .. } => "embedded",
+            StoreSettings::Etcd { .. } => "etcd",
+        };
         let keys = Arc::new(Keys::start(store.clone(), &key_options(settings)).await?);
         let options = ViewOptions { lease: settings.lease, thresholds: settings.terms.thresholds };
         let fleet = Arc::new(FleetView::start(store.clone(), options));
         if tokio::time::timeout(FIRST_READING, fleet.synced()).await.is_err() {
             return Err(StoreError::Unavailable(format!("the fleet could not be read in {FIRST_READING:?}")));
         }
-        let steering = Steering::new(settings.terms.clone(), getrandom::u64().unwrap_or_default());
+        let push = Push::start(fleet.clone(), PushOptions::with_lease(settings.lease));
+        let terms = Arc::new(settings.terms.clone());
+        let steering = Steering::new(terms.clone(), settings.geo.clone(), getrandom::u64().unwrap_or_default());
+        let mut tasks = JoinSet::new();
+        if let Some(geo) = settings.geo.clone() {
+            tasks.spawn(geo.follow());
+        }
         let discovery = Discovery::new(fleet.clone(), steering, keys.clone(), settings.credential_ttl);
         let allocations = Allocations::start(store.clone(), fleet.clone(), keys.clone());
-        let options = FleetOptions { controller_id: settings.id.clone(), lease: settings.lease };
-        let relays = FleetService::start(store.clone(), fleet.clone(), keys.clone(), options);
-        let sweeper = Sweeper::start(store.clone(), fleet.clone(), keys.clone(), settings.id.clone());
+        let options = FleetOptions { controller_id: settings.id.clone(), lease: settings.lease, terms };
+        let relays = FleetService::start(store.clone(), fleet.clone(), keys.clone(), allocations.directory(), options);
+        let steward = Steward::start(store.clone(), fleet.clone(), keys.clone(), settings.id.clone());
+        let sweeper =
+            Sweeper::start(store.clone(), fleet.clone(), keys.clone(), settings.id.clone(), settings.retention);
+        let presence = Presence::start(store.clone(), fleet.clone(), &settings.id, settings.lease);
         Ok(Self {
             id: settings.id.clone(),
             store,
             store_kind,
             fleet,
             keys,
+            steward,
             allocations,
             relays,
+            push,
             discovery,
             api_keys: settings.api_keys.clone(),
+            limiter: Limiter::new(settings.rates, settings.api_keys.len()),
+            trusted_proxies: settings.trusted_proxies.clone(),
             started: Instant::now(),
-            store_healthy: AtomicBool::new(true),
+            presence,
             rates: Mutex::default(),
             _sweeper: sweeper,
+            _tasks: tasks,
         })
     }
 
-    /// Whether the store answered when last asked.
-    pub fn store_is_healthy(&self) -> bool {
-        self.store_healthy.load(Ordering::Relaxed)
+    /// What was wrong with the store when it was last asked, at most a few seconds ago.
+    ///
+    /// # Errors
+    /// As the store says; the text is a sentence for people, with what to do.
+    pub fn store_health(&self) -> StoreHealth {
+        self.presence.store_health()
     }
 
     /// Asks the store for its status, for at most two seconds.
     ///
     /// # Errors
-    /// As the store says, or that it took too long.
+    /// As the store says, or that it took too long; also while it answers but takes no changes.
     pub async fn store_status(&self) -> Result<StoreStatus, StoreError> {
         let status = tokio::time::timeout(PROBE, self.store.status()).await;
-        let status = status.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer in {PROBE:?}"))));
-        self.store_healthy.store(status.is_ok(), Ordering::Relaxed);
-        status
-    }
-
-    /// Keeps [`Replica::store_is_healthy`] true, until shutdown.
-    pub async fn watch_store(self: Arc<Self>, shutdown: CancellationToken) {
-        let watching = async {
-            loop {
-                let before = self.store_is_healthy();
-                match self.store_status().await {
-                    Err(error) if before => tracing::warn!(%error, "the store is away; discovery goes on from memory"),
-                    Ok(_) if !before => tracing::info!("the store is back"),
-                    _ => {}
-                }
-                tokio::time::sleep(PROBE).await;
-            }
-        };
-        tokio::select! {
-            () = watching => {}
-            () = shutdown.cancelled() => {}
+        let status = status.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer in {PROBE:?}"))))?;
+        match self.store_health() {
+            Err(error @ (StoreError::Full(_) | StoreError::Denied(_))) => Err(error),
+            // What was heard before may be over: it answers.
+            _ => Ok(status),
         }
     }
 
@@ -130,7 +145,10 @@ impl Replica {
     pub fn sample(&self) {
         let snapshot = self.fleet.snapshot();
         self.rates.lock().unwrap_or_else(PoisonError::into_inner).update(&snapshot);
-        metrics::fleet(&snapshot, self.fleet.thresholds(), self.store_is_healthy());
+        metrics::fleet(&snapshot, self.fleet.thresholds());
+        let now = unix_ms();
+        let overdue = snapshot.nodes.values().filter(|node| node.is_overdue(now)).count();
+        metrics::reports(&snapshot, overdue, self.keys.current().message.revision);
     }
 
     /// Every node, in order of its id.
@@ -139,7 +157,7 @@ impl Replica {
         let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let now = unix_ms();
         let view = |node| NodeJson::new(node, self.fleet.thresholds(), &rates, now);
-        snapshot.nodes.values().map(view).collect()
+        snapshot.everyone().iter().map(view).collect()
     }
 }
 
@@ -154,5 +172,6 @@ fn key_options(settings: &Settings) -> KeyOptions {
         static_users: settings.static_users.iter().map(static_user).collect(),
         denied_peers: settings.denied_peers.clone(),
         user_quota: settings.user_quota,
+        credential_ttl: settings.credential_ttl,
     }
 }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -20,15 +21,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo, TlsConnectInfo};
+use tower::util::ServiceExt as _;
 
-use crate::api::Calls;
+use self::tls::ServerTls;
 use crate::api::grpc::Switch;
+use crate::api::{Calls, Peer};
 use crate::metrics;
 
 /// Bounds of a listener.
@@ -71,7 +73,7 @@ pub struct BindError {
 /// Serves gRPC until `shutdown`, then for as long as open calls take, at most [`Limits::drain`].
 pub async fn serve_grpc(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: Arc<ServerTls>,
     routes: Switch,
     limits: Limits,
     shutdown: CancellationToken,
@@ -88,18 +90,22 @@ pub async fn serve_grpc(
             ReceiverStream::new(accepted).map(Ok::<_, io::Error>),
             shutdown.clone().cancelled_owned(),
         );
-    let accepting = accept_tls(listener, TlsAcceptor::from(tls), sender, limits, shutdown.clone());
+    let accepting = accept_tls(listener, &tls, sender, limits, shutdown.clone());
     let serving = async {
         if let Err(error) = server.await {
             tracing::error!(%error, "the gRPC server ended");
         }
     };
-    let ((), ()) = tokio::join!(accepting, until_drained(serving, limits.drain, &shutdown));
+    let served = async { tokio::join!(accepting, until_drained(serving, limits.drain, &shutdown)) };
+    tokio::select! {
+        ((), ()) = served => {}
+        () = tls.watch() => {}
+    }
 }
 
 async fn accept_tls(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    tls: &ServerTls,
     accepted: mpsc::Sender<Connection>,
     limits: Limits,
     shutdown: CancellationToken,
@@ -107,13 +113,13 @@ async fn accept_tls(
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
     let connections = Arc::new(Semaphore::new(limits.connections));
     let mut tasks = JoinSet::new();
-    while let Some(stream) = next_connection(&listener, &shutdown, &mut tasks).await {
+    while let Some((stream, _)) = next_connection(&listener, &shutdown, &mut tasks).await {
         let permits = (handshakes.clone().try_acquire_owned(), connections.clone().try_acquire_owned());
         let (Ok(handshake), Ok(connection)) = permits else {
             metrics::refused("grpc");
             continue;
         };
-        let acceptor = acceptor.clone();
+        let acceptor = TlsAcceptor::from(tls.current());
         let accepted = accepted.clone();
         tasks.spawn(async move {
             let outcome = match timeout(limits.handshake, acceptor.accept(stream)).await {
@@ -139,19 +145,19 @@ async fn accept_tls(
 pub async fn serve_http(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
     let connections = Arc::new(Semaphore::new(limits.connections));
     let mut tasks = JoinSet::new();
-    while let Some(stream) = next_connection(&listener, &shutdown, &mut tasks).await {
+    while let Some((stream, peer)) = next_connection(&listener, &shutdown, &mut tasks).await {
         let Ok(slot) = connections.clone().try_acquire_owned() else {
             metrics::refused("http");
             continue;
         };
-        tasks.spawn(http_connection(stream, router.clone(), limits, slot, shutdown.clone()));
+        tasks.spawn(http_connection((stream, Peer(peer)), router.clone(), limits, slot, shutdown.clone()));
     }
     let rest = async { while tasks.join_next().await.is_some() {} };
     until_drained(rest, limits.drain, &shutdown).await;
 }
 
 async fn http_connection(
-    stream: TcpStream,
+    (stream, peer): (TcpStream, Peer),
     router: Router,
     limits: Limits,
     _slot: OwnedSemaphorePermit,
@@ -160,7 +166,11 @@ async fn http_connection(
     let _open = metrics::InFlight::connection("http");
     let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.handshake);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let service = router.map_request(move |mut request: Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        request.map(axum::body::Body::new)
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -179,16 +189,16 @@ async fn next_connection(
     listener: &TcpListener,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<()>,
-) -> Option<TcpStream> {
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return None,
             Some(_) = tasks.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     // Small messages must not wait for each other; a socket that refuses is about to fail anyway.
                     let _ = stream.set_nodelay(true);
-                    return Some(stream);
+                    return Some((stream, peer));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");

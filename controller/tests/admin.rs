@@ -32,6 +32,7 @@ async fn roles_are_kept() -> Result<()> {
     let roles = ["relay", "controller", "viewer", "operator", "admin"];
     let reads: &[&str] = &["viewer", "operator", "admin"];
     let acts: &[&str] = &["operator", "admin"];
+    let changes: &[&str] = &["admin"];
     for role in roles {
         let channel = channel(&site, role).await?;
         let mut admin = AdminClient::new(channel.clone());
@@ -39,7 +40,7 @@ async fn roles_are_kept() -> Result<()> {
         let id = || "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
         /// Call, roles that may, the role a refusal names, what came back.
         type Answer<'a> = (&'a str, &'a [&'a str], &'a str, Result<(), Status>);
-        let answers: [Answer<'_>; 9] = [
+        let answers: [Answer<'_>; 16] = [
             ("Status", reads, "viewer", admin.status(v1::StatusRequest {}).await.map(drop)),
             ("ListNodes", reads, "viewer", admin.list_nodes(v1::ListNodesRequest::default()).await.map(drop)),
             (
@@ -54,14 +55,39 @@ async fn roles_are_kept() -> Result<()> {
                 "viewer",
                 admin.get_allocation(v1::GetAllocationRequest { id: id() }).await.map(drop),
             ),
+            ("ListUsage", reads, "viewer", admin.list_usage(v1::ListUsageRequest::default()).await.map(drop)),
             ("Events", reads, "viewer", admin.events(v1::EventsRequest {}).await.map(drop)),
             ("Regions", reads, "viewer", steering.regions(v1::RegionsRequest {}).await.map(drop)),
+            ("Watch", reads, "viewer", steering.watch(v1::WatchRequest::default()).await.map(drop)),
             (
                 "RevokeAllocation",
                 acts,
                 "operator",
                 admin.revoke_allocation(v1::RevokeAllocationRequest { id: id() }).await.map(drop),
             ),
+            (
+                "DrainNodes",
+                acts,
+                "operator",
+                admin
+                    .drain_nodes(v1::DrainNodesRequest { node_ids: vec!["nobody".to_owned()], ..Default::default() })
+                    .await
+                    .map(drop),
+            ),
+            (
+                "UncordonNodes",
+                acts,
+                "operator",
+                admin.uncordon_nodes(v1::UncordonNodesRequest { node_ids: vec!["nobody".to_owned()] }).await.map(drop),
+            ),
+            ("ListKeys", reads, "viewer", admin.list_keys(v1::ListKeysRequest {}).await.map(drop)),
+            (
+                "RotateKeys",
+                changes,
+                "admin",
+                admin.rotate_keys(v1::RotateKeysRequest { rings: vec![2], ..Default::default() }).await.map(drop),
+            ),
+            ("RetireKey", changes, "admin", admin.retire_key(v1::RetireKeyRequest { ring: 2, id: 77 }).await.map(drop)),
             ("Discover", acts, "operator", steering.discover(v1::DiscoverRequest::default()).await.map(drop)),
             ("Credentials", acts, "operator", steering.credentials(v1::CredentialsRequest::default()).await.map(drop)),
         ];
@@ -72,7 +98,7 @@ async fn roles_are_kept() -> Result<()> {
                     assert!(!allowed.contains(&role), "{role} may not {call}: {status}");
                     assert!(status.message().contains(&format!("role {needed}")), "{call}: {status}");
                 }
-                // Allowed, and there is no such allocation.
+                // Allowed, and there is no such allocation or node.
                 Err(status) => {
                     assert!(status.code() == Code::NotFound && allowed.contains(&role), "{role} {call}: {status}");
                 }
@@ -156,6 +182,87 @@ async fn health_and_reflection_answer_before_the_store_does() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_drained_relay_is_left_out_at_once_and_the_reason_told() -> Result<()> {
+    let held = node("eu-1", "eu", 1).with(|node| {
+        node.load.allocations = 3;
+        node.load.by_transport.udp = 2;
+        node.load.by_transport.tls = 1;
+        node.load.journal_failed = true;
+    });
+    let site = Site::start(&[], &[held, node("eu-2", "eu", 2), node("us-1", "us", 3)]).await?;
+    let channel = channel(&site, "operator").await?;
+    let (mut admin, mut steering) = (AdminClient::new(channel.clone()), SteeringClient::new(channel));
+    let mut events = admin.events(v1::EventsRequest {}).await?.into_inner();
+    let drain = |ids: &[&str], deadline_seconds, force| v1::DrainNodesRequest {
+        node_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        deadline_seconds,
+        force,
+    };
+
+    for (ids, code, says) in [
+        (&["eu-1", "eu-2"][..], Code::FailedPrecondition, "region eu would have no ready relay left"),
+        (&["eu-1", "eu-2", "us-1"], Code::FailedPrecondition, "the cluster would have no ready relay left"),
+        (&["eu-1", "eu-9"], Code::NotFound, "there is no relay eu-9"),
+        (&[], Code::InvalidArgument, "1 to 64"),
+        (&["eu/1"], Code::InvalidArgument, "a relay's id"),
+    ] {
+        let refused = admin.drain_nodes(drain(ids, 0, false)).await.expect_err("a refusal");
+        assert_eq!(refused.code(), code, "{ids:?}: {refused}");
+        assert!(refused.message().contains(says), "{ids:?}: {refused}");
+    }
+    assert!(site.replica().fleet.snapshot().drains.is_empty(), "all or none");
+
+    let answer = admin.drain_nodes(drain(&["eu-1", "eu-1"], 600, false)).await?.into_inner();
+    assert_eq!(answer.nodes.len(), 1);
+    let told = answer.nodes[0].drain.clone().context("a drain")?;
+    assert_eq!((told.by.as_str(), told.deadline - told.since), ("operator/me", 600_000));
+    // Not a moment later.
+    let relays = steering.discover(v1::DiscoverRequest { limit: 8, ..Default::default() }).await?.into_inner().relays;
+    let ids: Vec<_> = relays.iter().map(|relay| relay.node_id.as_str()).collect();
+    assert_eq!(ids, ["eu-2", "us-1"]);
+    let event = events.next().await.context("an event")??;
+    assert!(event.detail.starts_with("ready -> draining, told to drain within"), "{}", event.detail);
+    assert!(event.detail.ends_with("by operator/me"), "{}", event.detail);
+
+    let listed = admin.list_nodes(v1::ListNodesRequest { region: "eu".to_owned() }).await?.into_inner().nodes;
+    assert_eq!((listed[0].state(), listed[0].drain.as_ref()), (v1::NodeState::Draining, Some(&told)));
+    let load = listed[0].load.clone().context("a load")?;
+    let counts: Vec<_> = load.by_transport.iter().map(|count| (count.transport(), count.allocations)).collect();
+    assert_eq!(counts, [(v1::Transport::Udp, 2), (v1::Transport::Tls, 1)]);
+    let warnings = admin.status(v1::StatusRequest {}).await?.into_inner().warnings;
+    let [draining, journal] = &warnings[..] else { bail!("{warnings:?}") };
+    assert!(draining.starts_with("relay eu-1 is draining: told to drain by operator/me 0 s ago"), "{draining}");
+    assert!(draining.ends_with("3 allocations left (2 udp, 1 tls), 9 min to go"), "{draining}");
+    assert!(journal.contains("cannot write its journal"), "{journal}");
+    let shown: serde_json::Value = reqwest::get(site.url("/v1/nodes")).await?.json().await?;
+    let shown = shown["nodes"].as_array().or(shown.as_array()).context("nodes")?[0].clone();
+    assert_eq!((&shown["state"], &shown["drain"]["by"]), (&"draining".into(), &"operator/me".into()), "{shown}");
+    assert_eq!(shown["by_transport"]["tls"], 1, "{shown}");
+
+    // Insisted on; also of one that is not there.
+    let answer = admin.drain_nodes(drain(&["eu-1", "eu-2", "eu-9"], 0, true)).await?.into_inner().nodes;
+    let what: Vec<_> = answer.iter().map(|node| (node.unchanged, node.absent)).collect();
+    assert_eq!(what, [(true, false), (false, false), (false, true)]);
+    assert_eq!(answer[0].drain.as_ref().map(|it| (it.since, it.deadline)), Some((told.since, told.deadline)));
+    let warnings = admin.status(v1::StatusRequest {}).await?.into_inner().warnings;
+    assert!(
+        warnings.iter().any(|line| line.starts_with("relay eu-9 is told to drain and is not there")),
+        "{warnings:?}"
+    );
+
+    let uncordon =
+        |ids: &[&str]| v1::UncordonNodesRequest { node_ids: ids.iter().map(|id| (*id).to_owned()).collect() };
+    let refused = admin.uncordon_nodes(uncordon(&["eu-1", "eu-8"])).await.expect_err("a refusal");
+    assert_eq!(refused.code(), Code::NotFound);
+    let answer = admin.uncordon_nodes(uncordon(&["eu-1", "eu-2", "us-1", "eu-9"])).await?.into_inner().nodes;
+    let what: Vec<_> = answer.iter().map(|node| (node.unchanged, node.absent)).collect();
+    assert_eq!(what, [(false, false), (false, false), (true, false), (false, true)]);
+    let relays = steering.discover(v1::DiscoverRequest { limit: 8, ..Default::default() }).await?.into_inner().relays;
+    assert_eq!(relays.len(), 3);
+    Ok(())
+}
+
+#[tokio::test]
 async fn status_and_nodes_tell_what_is_wrong() -> Result<()> {
     let suspect = node("eu-1", "eu", 1).with(|node| {
         node.load.suspect = true;
@@ -193,6 +300,7 @@ async fn discovery_over_grpc() -> Result<()> {
         user: b"\xff\0".to_vec(),
         limit: 0,
         ttl_seconds: 90,
+        ..Default::default()
     };
     let answer = steering.discover(request.clone()).await?.into_inner();
     assert_eq!(answer.region, "us");
@@ -400,6 +508,10 @@ fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
         expires_at: now + 600_000,
         family_expires_at: Vec::new(),
         mobility: None,
+        proxy: None,
+        transaction_id: None,
+        address_error: None,
+        reservation: None,
         permissions: vec![(peer.ip(), now + 300_000)],
         channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
     })
@@ -412,4 +524,46 @@ async fn channel(site: &Site, role: &str) -> Result<Channel> {
         .identity(Identity::from_pem(certificate, key))
         .domain_name("controller.turnpike");
     Ok(Channel::from_shared(format!("https://{}", site.grpc))?.tls_config(tls)?.connect().await?)
+}
+
+#[tokio::test]
+async fn keys_are_listed_without_secrets_and_rotated_where_they_are_the_stores() -> Result<()> {
+    let site = Site::start(&["--rest-secrets=[\"configured-secret\"]"], &[]).await?;
+    let mut admin = AdminClient::new(channel(&site, "admin").await?);
+    let listed = admin.list_keys(v1::ListKeysRequest {}).await?.into_inner();
+    let told = format!("{listed:?}");
+    assert!(!told.contains("configured-secret"), "{told}");
+    assert_eq!(listed.keys[0].origin(), v1::KeyOrigin::Configured);
+
+    let refused = admin.rotate_keys(v1::RotateKeysRequest { rings: vec![1], ..Default::default() }).await;
+    let refused = refused.expect_err("the configuration's");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("add the new one at the end of rest_secrets"), "{refused}");
+    let given = v1::RotateKeysRequest { rings: vec![2], secret: b"a secret of sixteen".to_vec() };
+    assert_eq!(admin.rotate_keys(given).await.expect_err("a nonce key").code(), Code::InvalidArgument);
+
+    // No relay has to hear of it: the next look promotes it.
+    let begun = admin.rotate_keys(v1::RotateKeysRequest::default()).await?.into_inner();
+    assert_eq!(begun.configured, [i32::from(v1::KeyRing::Rest)]);
+    let ids: Vec<_> = begun.keys.iter().map(|key| (key.ring(), key.id)).collect();
+    assert_eq!(ids, [(v1::KeyRing::Nonce, 1), (v1::KeyRing::Record, 1)]);
+    loop {
+        let listed = admin.list_keys(v1::ListKeysRequest {}).await?.into_inner();
+        let states = |ring| {
+            let of_it = listed.keys.iter().filter(move |key| key.ring() == ring);
+            of_it.map(|key| (key.id, key.state())).collect::<Vec<_>>()
+        };
+        if states(v1::KeyRing::Nonce).iter().any(|(_, state)| *state == v1::KeyState::Next) {
+            continue;
+        }
+        assert_eq!(states(v1::KeyRing::Nonce), [(1, v1::KeyState::Newest), (0, v1::KeyState::Retiring)]);
+        let nonce = listed.keys.iter().find(|key| key.ring() == v1::KeyRing::Nonce && key.id == 0);
+        let nonce = nonce.context("the old key")?;
+        assert!(nonce.leaves_at > nonce.since + 3_600_000, "{nonce:?}");
+        break;
+    }
+    admin.retire_key(v1::RetireKeyRequest { ring: 2, id: 0 }).await?;
+    let newest = admin.retire_key(v1::RetireKeyRequest { ring: 2, id: 1 }).await.expect_err("the newest");
+    assert_eq!(newest.code(), Code::FailedPrecondition);
+    Ok(())
 }

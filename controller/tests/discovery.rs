@@ -76,6 +76,8 @@ async fn browsers_get_ice_servers_nearest_first() -> Result<()> {
     let answer = ok(&site, "/v1/ice-servers?transport=tcp&user=alice&limit=1").await?;
     assert_eq!(answer["iceServers"][0]["urls"], json!(["turn:198.51.100.1:3478?transport=tcp"]));
     assert!(answer["iceServers"][0]["username"].as_str().context("a string")?.ends_with(":alice"));
+    let answer = ok(&site, "/v1/ice-servers?ttl=90").await?;
+    assert_eq!(answer["ttl"], 90);
     // Strangers get a name each, so that they do not share a quota.
     let names = [ok(&site, "/v1/ice-servers").await?, ok(&site, "/v1/ice-servers").await?];
     assert_ne!(names[0]["iceServers"][0]["username"], names[1]["iceServers"][0]["username"]);
@@ -134,11 +136,12 @@ async fn a_burst_spreads_over_equal_nodes() -> Result<()> {
     let nodes = [node("eu-1", "eu", 1), node("eu-2", "eu", 2), node("eu-3", "eu", 3)];
     let site = Site::start(&[], &nodes).await?;
     let mut counts = BTreeMap::<String, u32>::new();
-    for _ in 0..300 {
+    // As many as one address may ask at once.
+    for _ in 0..180 {
         let answer = ok(&site, "/v1/ice-servers?limit=1").await?;
         *counts.entry(answer["nodes"][0].as_str().context("a node")?.to_owned()).or_default() += 1;
     }
-    assert!(counts.len() == 3 && counts.values().all(|n| (85..=115).contains(n)), "{counts:?}");
+    assert!(counts.len() == 3 && counts.values().all(|n| (51..=69).contains(n)), "{counts:?}");
     Ok(())
 }
 
@@ -146,7 +149,10 @@ async fn a_burst_spreads_over_equal_nodes() -> Result<()> {
 async fn ipv6_is_in_brackets_and_behind_ipv4() -> Result<()> {
     let dual = node("eu-1", "eu", 1).with(|node| {
         let address = "[2001:db8::1]:3478".parse().expect("literal");
-        node.record.listeners.insert(0, controller::fleet::NodeListener { transport: Transport::Udp, address });
+        node.record.listeners.insert(
+            0,
+            controller::fleet::NodeListener { transport: Transport::Udp, address, ip_in_certificate: false },
+        );
     });
     let site = Site::start(&[], &[dual]).await?;
     let answer = ok(&site, "/v1/turn?service=turn&transport=udp").await?;
@@ -160,7 +166,7 @@ async fn ipv6_is_in_brackets_and_behind_ipv4() -> Result<()> {
 #[tokio::test]
 async fn api_keys_are_asked_for_wherever_there_is_data() -> Result<()> {
     let site = Site::start(&["--api-keys=first,second"], &[node("eu-1", "eu", 1)]).await?;
-    let paths = ["/v1/turn", "/v1/ice-servers", "/v1/regions", "/v1/nodes", "/v1/console/events"];
+    let paths = ["/v1/turn", "/v1/ice-servers", "/v1/regions", "/v1/nodes", "/v1/events", "/v1/console/events"];
     for path in paths {
         let bare = get(&site, path).await?;
         assert_eq!(bare.status(), StatusCode::UNAUTHORIZED, "{path}");
@@ -259,7 +265,7 @@ async fn what_cannot_be_answered_says_so_in_json() -> Result<()> {
 async fn before_the_store_answers_it_is_alive_and_not_ready() -> Result<()> {
     let mut site = Site::not_ready(&[]).await?;
     assert_eq!(get(&site, "/livez").await?.status(), StatusCode::OK);
-    for path in ["/readyz", "/v1/ice-servers", "/v1/nodes", "/v1/console/events"] {
+    for path in ["/readyz", "/v1/ice-servers", "/v1/nodes", "/v1/events", "/v1/console/events"] {
         let answer = get(&site, path).await?;
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         let answer: Value = answer.json().await?;

@@ -2,6 +2,7 @@
 //! against the embedded store and a real etcd.
 
 mod etcd;
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod replica;
 
 use std::collections::BTreeSet;
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use controller::allocations::{AllocationChange, Filter};
 use controller::fleet::{FleetChange, NodeState, OwnerRecord};
-use controller::store::{EmbeddedStore, EtcdOptions, EtcdStore, LeaseId, Op, Store};
+use controller::store::{EtcdOptions, EtcdStore, LeaseId, Op, Store};
 use controller::sweeper::Sweeper;
-use etcd::{Etcd, Mode, Proxy};
+use controller::usage::{Retention, Usage, UsageFilter, list};
+use etcd::{Etcd, Mode, Proxy, connect, on_both_stores};
 use replica::{Pki, Relay, Replica, eventually, hello, id, node, record, stored, timeout};
 use tonic::Code;
 use turnpike_proto::v1;
@@ -22,27 +24,10 @@ use turnpike_proto::v1::relay_message::Body as Said;
 const LEASE: Duration = Duration::from_secs(3);
 const EU_1: &str = "192.0.2.1";
 
-macro_rules! on_both_stores {
-    ($($test:ident),+ $(,)?) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_any_store::$test(std::sync::Arc::new(super::EmbeddedStore::in_memory())).await;
-            })+
-        }
-        mod etcd_for_real {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                let etcd = super::Etcd::start().await;
-                super::on_any_store::$test(super::connect(&etcd.endpoint()).await).await;
-            })+
-        }
-    };
-}
-
 on_both_stores!(
     a_relay_joins_and_one_that_dies_leaves_with_its_lease,
     a_relay_that_says_goodbye_leaves_at_once,
+    a_relay_that_hangs_up_with_its_goodbye_has_left,
     a_thousand_creates_in_a_second_are_stored_300_ms_later,
     an_older_process_is_superseded_and_writes_nothing,
     an_older_session_of_the_same_process_writes_nothing,
@@ -59,12 +44,65 @@ on_both_stores!(
     forged_records_are_left_out,
     expired_records_of_gone_relays_are_swept,
     a_closing_replica_sends_its_relays_away,
+    usage_is_kept_summed_up_and_closed_once,
 );
 
 mod on_any_store {
     use super::*;
 
     type Tested = Arc<dyn Store>;
+
+    pub(super) async fn usage_is_kept_summed_up_and_closed_once(store: Tested) {
+        let pki = Pki::new();
+        let replica = Replica::start(store.clone(), &pki, LEASE).await;
+        let usage = |number: u32, origin: u64, bytes: u64| v1::Usage {
+            allocation_id: id(number).0.to_vec(),
+            origin,
+            username: b"1800000000:alice".to_vec(),
+            packets_to_peer: bytes / 10,
+            bytes_to_peer: bytes,
+            ..v1::Usage::default()
+        };
+        let ended = |usage: v1::Usage, at| v1::Usage { ended_at: at, reason: v1::EndReason::Deleted.into(), ..usage };
+        let listed = || async {
+            let page = list(&*store, &UsageFilter::default(), 0, "").await.expect("a store").expect("a page");
+            let show = |usage: &Usage| (usage.id, usage.totals.bytes_to_peer, usage.ended.is_some(), usage.unclean);
+            page.usage.iter().map(show).collect::<Vec<_>>()
+        };
+        let mut relay = Relay::join(&pki, &replica, hello("eu-1", 1, "boot", 1)).await;
+        assert!(relay.welcome.takes_usage);
+        relay.usage(1, vec![usage(1, 7, 100), usage(2, 8, 50), usage(3, 9, 10)]).await;
+        assert_eq!(listed().await, [(id(1), 100, false, false), (id(2), 50, false, false), (id(3), 10, false, false)]);
+        // The first is handed on in order, the second is not; both go on in another count.
+        relay.usage(2, vec![v1::Usage { closed: true, ..usage(1, 7, 120) }]).await;
+        relay.leave().await;
+        let mut relay = Relay::join(&pki, &replica, hello("eu-1", 1, "boot2", 2)).await;
+        let continued = |usage: v1::Usage| v1::Usage { continued: true, ..usage };
+        let last = vec![
+            ended(continued(usage(1, 17, 30)), 5000),
+            ended(continued(usage(2, 18, 30)), 5000),
+            ended(usage(3, 9, 15), 5000),
+        ];
+        let all = [(id(1), 150, true, false), (id(2), 80, true, true), (id(3), 15, true, false)];
+        for batch in 1..=2 {
+            // The second time as after a lost acknowledgement.
+            relay.usage(batch, last.clone()).await;
+            assert_eq!(listed().await, all);
+        }
+        let counters = store.range("counters/", None, 10).await.expect("a store");
+        assert!(counters.entries.is_empty(), "{counters:?}");
+        let of_bob = UsageFilter { user: Some(b"bob".to_vec()), ..UsageFilter::default() };
+        assert!(list(&*store, &of_bob, 0, "").await.expect("a store").expect("a page").usage.is_empty());
+        let mut token = String::new();
+        let of_alice = UsageFilter { user: Some(b"alice".to_vec()), ..UsageFilter::default() };
+        for (expected, ..) in all {
+            let page = list(&*store, &of_alice, 1, &token).await.expect("a store").expect("a page");
+            assert_eq!(page.usage.iter().map(|usage| usage.id).collect::<Vec<_>>(), [expected]);
+            token = page.next.unwrap_or_default();
+        }
+        relay.say(Said::Usage(v1::UsageBatch { batch_id: 9, usage: vec![usage(4, 1, 1); 2] })).await;
+        assert_eq!(relay.end().await.expect_err("no relay says it twice").code(), Code::InvalidArgument);
+    }
 
     pub(super) async fn a_relay_joins_and_one_that_dies_leaves_with_its_lease(store: Tested) {
         let pki = Pki::new();
@@ -116,6 +154,22 @@ mod on_any_store {
         replica.sees("no node", |seen| seen.nodes.is_empty()).await;
         assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
         assert_eq!(stored(&store, EU_1).await.len(), 20, "what came before the goodbye is stored");
+    }
+
+    /// As relays do it: the stream ends right behind Goodbye, while records are still on their way to the store.
+    pub(super) async fn a_relay_that_hangs_up_with_its_goodbye_has_left(store: Tested) {
+        let pki = Pki::new();
+        let replica = Replica::start(store.clone(), &pki, LEASE).await;
+        for round in 1..=8_u32 {
+            let mut relay = Relay::join(&pki, &replica, hello("eu-1", 1, "boot", round.into())).await;
+            relay.load(v1::Load::default()).await;
+            let change = vec![relay.put(round, 1)];
+            relay.batch(change).await;
+            relay.leave().await;
+            let owner = store.get("owners/192.0.2.1").await.expect("a store");
+            assert_eq!(owner, None, "round {round}: given up before the session ends");
+        }
+        assert_eq!(stored(&store, EU_1).await.len(), 8);
     }
 
     pub(super) async fn a_thousand_creates_in_a_second_are_stored_300_ms_later(store: Tested) {
@@ -532,10 +586,20 @@ mod on_any_store {
         let unreadable = Op::Put { key: format!("allocations/{EU_1}/x"), value: b"x".to_vec(), lease: None };
         assert!(store.transact(Vec::new(), vec![unreadable]).await.expect("a store"));
         let _sweepers = ["a", "b"].map(|controller| {
-            Sweeper::start(store.clone(), replica.fleet.clone(), replica.keys.clone(), controller.to_owned())
+            Sweeper::start(
+                store.clone(),
+                replica.fleet.clone(),
+                replica.keys.clone(),
+                controller.to_owned(),
+                Retention::default(),
+            )
         });
         for (address, number, _, fate) in cases {
-            let gone = || async { !stored(&store, address).await.iter().any(|(key, _)| *key == id(number).to_text()) };
+            // The sweep begins when the grace is over; the relay lives on until then.
+            let gone = || async {
+                relay.load(v1::Load::default()).await;
+                !stored(&store, address).await.iter().any(|(key, _)| *key == id(number).to_text())
+            };
             if fate == "gone" {
                 eventually("swept", gone).await;
             }
@@ -647,12 +711,6 @@ async fn a_batch_that_was_stuck_lands_nowhere() {
     assert_eq!(old.end().await.expect_err("replaced").code(), Code::Aborted);
     assert_eq!(stored(&direct, EU_1).await, truth);
     assert_eq!(truth.len(), 1);
-}
-
-async fn connect(endpoint: &str) -> Arc<dyn Store> {
-    let options =
-        EtcdOptions { endpoints: vec![endpoint.to_owned()], prefix: "turnpike/".to_owned(), ..EtcdOptions::default() };
-    Arc::new(EtcdStore::connect(options).await.expect("etcd answers"))
 }
 
 /// A write gets stuck on the way to one member of etcd, is repeated through another, and followed by a newer one. When

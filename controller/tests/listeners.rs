@@ -10,8 +10,11 @@ use controller::server::Limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
-use self::site::Site;
+use self::site::{Pki, Site};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const SHORT: Limits =
@@ -63,6 +66,41 @@ async fn one_connection_too_many_is_closed_at_once() -> Result<()> {
         }
     };
     timeout(PATIENCE, waiting).await.context("no room was made")
+}
+
+#[tokio::test]
+async fn certificates_are_replaced_while_it_serves() -> Result<()> {
+    let site = Site::with_limits(&[], Limits::default()).await?;
+    let before = viewer(&site.pki, site.grpc).await?;
+    // Another authority's: only who trusts it gets through from now on, and only with its certificates.
+    let successor = Pki::new()?;
+    assert!(viewer(&successor, site.grpc).await.is_err());
+    for name in ["ca.pem", "controller-c1.pem", "controller-c1.key"] {
+        std::fs::copy(successor.directory.path().join(name), site.pki.directory.path().join(name))?;
+    }
+    let replaced = async {
+        while viewer(&successor, site.grpc).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, replaced).await.context("not replaced")?;
+    // The connection from before is not touched.
+    let mut health = HealthClient::new(before);
+    health.check(HealthCheckRequest::default()).await?;
+    Ok(())
+}
+
+/// A connection of somebody with this authority's certificate.
+async fn viewer(pki: &Pki, address: SocketAddr) -> Result<Channel> {
+    let (certificate, key) = pki.issue("viewer", "ann")?;
+    let tls = ClientTlsConfig::new()
+        .domain_name("controller.turnpike")
+        .ca_certificate(Certificate::from_pem(pki.ca()?))
+        .identity(Identity::from_pem(certificate, key));
+    let channel = Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?.connect().await?;
+    // With TLS 1.3 a client learns with its first call whether its own certificate is taken.
+    HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await?;
+    Ok(channel)
 }
 
 /// Whether the other side ends the connection; what it says before is of no interest.

@@ -1,6 +1,7 @@
 // From a snapshot to the page. Elements are kept by key and changed in place, so focus and scrolling survive.
 import { bitrate, clock, count, duration, person, plural } from "./format.js";
 import { keyed, part, text } from "./keyed.js";
+import { drawMesh } from "./mesh.js";
 import { History, spark } from "./spark.js";
 
 /** Seconds of history behind each sparkline. */
@@ -17,6 +18,7 @@ let shown = null;
 
 const STATES = {
   ready: "good",
+  standby: "good",
   draining: "warn",
   overloaded: "warn",
   suspect: "warn",
@@ -47,9 +49,11 @@ export const render = (snapshot) => {
   const controller = snapshot.controller ?? {};
   text(byId("controller"), [controller.id, controller.version && `version ${controller.version}`, controller.store && `${controller.store} store`].filter(Boolean).join(" · "));
   byId("store").hidden = controller.store_healthy !== false;
+  text(byId("store-problem"), controller.store_problem || "the store is not healthy");
   if (fresh) remember(nodes, snapshot.allocations ?? []);
   drawTotals(nodes, snapshot.regions ?? []);
   drawRegions(nodes, snapshot.regions ?? []);
+  byId("mesh").hidden = !drawMesh(byId("mesh-map"), nodes);
   drawEvents(snapshot.events ?? []);
   drawAllocations(snapshot.allocations ?? [], sum(nodes, "allocations"));
 };
@@ -68,9 +72,12 @@ const remember = (nodes) => {
   }
 };
 
+/** Those that clients may be sent to; a standby is none until its address is its own. */
+const serving = (nodes) => nodes.filter((node) => node.state !== "standby");
+
 const drawTotals = (nodes, regions) => {
   const ready = nodes.filter((node) => node.state === "ready").length;
-  text(byId("total-relays"), nodes.length ? `${ready} of ${nodes.length}` : "0");
+  text(byId("total-relays"), nodes.length ? `${ready} of ${serving(nodes).length}` : "0");
   text(byId("total-regions"), regions.length ? `in ${plural(regions.length, "region")}` : "no region yet");
   text(byId("total-allocations"), count(sum(nodes, "allocations")));
   text(byId("total-traffic"), bitrate(sum(nodes, "bytes_per_second")));
@@ -88,7 +95,7 @@ const drawRegions = (nodes, regions) => {
     const ready = own.filter((node) => node.state === "ready").length;
     element.style.setProperty("--relays", Math.max(1, own.length));
     text(part(element, "name"), name);
-    text(part(element, "summary"), `${ready} of ${own.length} ready · ${plural(sum(own, "allocations"), "allocation")} · ${bitrate(sum(own, "bytes_per_second"))}`);
+    text(part(element, "summary"), `${ready} of ${serving(own).length} ready · ${plural(sum(own, "allocations"), "allocation")} · ${bitrate(sum(own, "bytes_per_second"))}`);
     keyed(part(element, "relays"), own, (node) => node.id, newRelay, drawRelay);
   });
 };
@@ -107,6 +114,7 @@ const newRelay = () =>
     <header><h4 data-part="id"></h4><span class="pill" data-part="state"></span></header>
     <p class="where mono" data-part="where"></p>
     <p class="reason" data-part="reason" hidden></p>
+    <p class="reason" data-part="journal" hidden>Cannot write its journal: its records are in the store alone.</p>
     <dl>
       <div><dt>Allocations</dt><dd data-part="allocations"></dd></div>
       <div><dt>Packets/s</dt><dd data-part="packets"></dd></div>
@@ -114,6 +122,7 @@ const newRelay = () =>
     </dl>
     <svg class="spark" data-part="spark" aria-hidden="true"></svg>
     <div class="load"><span>CPU</span><div class="track" data-part="track" role="meter" aria-label="CPU of the busiest worker" aria-valuemin="0" aria-valuemax="100"><i data-part="fill"></i></div><span data-part="cpu"></span></div>
+    <div class="load" data-part="drain" hidden><span data-part="drain-what"></span><div class="track" data-part="drain-track" role="meter" aria-label="Time of the drain that has passed" aria-valuemin="0" aria-valuemax="100"><i data-part="drain-fill"></i></div><span data-part="drain-left"></span></div>
     <footer data-part="footer"></footer>
   </article>`);
 
@@ -136,8 +145,28 @@ const drawRelay = (element, node) => {
   track.dataset.tone = percent >= 85 ? "bad" : percent >= 60 ? "warn" : "";
   part(element, "fill").style.width = `${percent}%`;
   text(part(element, "cpu"), `${percent.toFixed(0)} %`);
+  part(element, "journal").hidden = !node.journal_failed;
+  drawDrain(element, node);
   const place = node.zone ? `zone ${node.zone} · ` : "";
   text(part(element, "footer"), `${place}epoch ${node.epoch ?? "–"} · version ${node.version ?? "–"} · heard ${ago(node.last_report_ms_ago)}`);
+};
+
+/** How far a drain has come: what is left, by transport, and how much of its time has passed. */
+const drawDrain = (element, node) => {
+  const row = part(element, "drain");
+  row.hidden = node.state !== "draining";
+  if (row.hidden) return;
+  const by = Object.entries(node.by_transport ?? {}).filter(([, held]) => held > 0);
+  const left = by.map(([transport, held]) => `${transport.toUpperCase()} ${count(held)}`).join(" · ");
+  text(part(element, "drain-what"), node.allocations ? `Left: ${left || count(node.allocations)}` : "Empty");
+  const { since_ms_ago: passed = 0, deadline_in_ms: ahead = null } = node.drain ?? {};
+  const percent = ahead === null ? 0 : ahead <= 0 ? 100 : (100 * passed) / (passed + ahead);
+  const track = part(element, "drain-track");
+  track.hidden = ahead === null;
+  track.setAttribute("aria-valuenow", percent.toFixed(0));
+  track.dataset.tone = percent >= 100 && node.allocations ? "bad" : "warn";
+  part(element, "drain-fill").style.width = `${percent}%`;
+  text(part(element, "drain-left"), ahead === null ? "no deadline" : ahead <= 0 ? "time is up" : `${duration(ahead / 1000)} to go`);
 };
 
 /** A listener is `udp://192.0.2.1:3478`, or an object of the same. */

@@ -1,11 +1,12 @@
 //! `/livez`, `/readyz`, `/metrics` on a plain local port.
 //!
 //! Liveness is not readiness: a controller or a store that is away restarts nobody and does not make a relay that has
-//! credentials unready.
+//! credentials unready. A relay that drains is alive and not ready, so that whoever sends new clients by readiness (a
+//! load balancer, a rollout) leaves it alone; one that is overloaded is ready, because it may have to serve.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -25,15 +26,32 @@ const STUCK: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Status {
     /// Set once packets are served. Weak: health must not keep a data plane alive.
-    dataplane: OnceLock<Weak<Dataplane>>,
+    dataplane: RwLock<Option<Weak<Dataplane>>>,
     credentials: AtomicBool,
+    /// Who owns the address this relay waits for; empty if nobody is known to.
+    waits: RwLock<Option<String>>,
+    draining: AtomicBool,
 }
 
 impl Status {
     /// Packets are being served.
     pub fn serves(&self, dataplane: &Arc<Dataplane>) {
-        // A second data plane in one process there is none.
-        self.dataplane.get_or_init(|| Arc::downgrade(dataplane));
+        *self.dataplane.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(dataplane));
+    }
+
+    /// Nothing is served any more.
+    pub fn stops(&self) {
+        *self.dataplane.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The relay waits for its address, which this node owns.
+    pub fn waits(&self, owner: &str) {
+        *self.waits.write().unwrap_or_else(PoisonError::into_inner) = Some(owner.to_owned());
+    }
+
+    /// The address is this relay's.
+    pub fn owns(&self) {
+        *self.waits.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether clients can be authenticated.
@@ -41,14 +59,48 @@ impl Status {
         self.credentials.store(there, Ordering::Release);
     }
 
-    fn is_alive(&self) -> bool {
-        // Before the start there are no workers to be stuck.
-        self.dataplane.get().is_none_or(|dataplane| dataplane.upgrade().is_some_and(|dataplane| dataplane.alive(STUCK)))
+    /// Whether new clients are to go elsewhere; those there are go on.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
     }
 
-    fn unready(&self) -> Option<&'static str> {
-        if self.dataplane.get().is_none() {
+    fn dataplane(&self) -> Option<Weak<Dataplane>> {
+        self.dataplane.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_alive(&self) -> bool {
+        // Before the start there are no workers to be stuck.
+        self.dataplane().is_none_or(|dataplane| dataplane.upgrade().is_some_and(|dataplane| dataplane.alive(STUCK)))
+    }
+
+    fn unready(&self) -> Option<String> {
+        match &*self.waits.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(owner) if owner.is_empty() => Some("not ready: waiting for the relay address".into()),
+            Some(owner) => Some(format!("not ready: waiting for the relay address, which relay {owner:?} owns")),
+            None => self.reason().map(Into::into),
+        }
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.dataplane().and_then(|dataplane| dataplane.upgrade()).is_some_and(|dataplane| dataplane.fence().is_up())
+    }
+
+    /// What is wrong with a relay that serves all the same.
+    fn detail(&self) -> &'static str {
+        let dataplane = self.dataplane().and_then(|dataplane| dataplane.upgrade());
+        let workers = dataplane.map(|dataplane| dataplane.snapshots()).unwrap_or_default();
+        if workers.iter().any(|worker| worker.journal_failed) {
+            "; the journal cannot be written: the store alone keeps allocations; make room in state_dir"
+        } else {
+            ""
+        }
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        if self.dataplane().is_none() {
             Some("not ready: starting")
+        } else if self.is_fenced() {
+            Some("not ready: the relay address is not this machine's for sure")
         } else if !self.is_alive() {
             Some("not ready: a worker is stuck")
         } else if !self.credentials.load(Ordering::Acquire) {
@@ -56,6 +108,8 @@ impl Status {
                 "not ready: no credentials: no controller has answered yet, and neither rest_secrets nor static_users \
                  are configured",
             )
+        } else if self.draining.load(Ordering::Acquire) {
+            Some("not ready: draining: takes no new clients, serves those it has")
         } else {
             None
         }
@@ -104,7 +158,7 @@ async fn livez(State(health): State<Health>) -> (StatusCode, &'static str) {
 
 async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
     match health.status.unready() {
-        None => (StatusCode::OK, "ready\n".into()),
+        None => (StatusCode::OK, format!("ready{}\n", health.status.detail())),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }

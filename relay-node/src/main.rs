@@ -2,26 +2,27 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
+use relay_node::address::Keeper;
 use relay_node::config::{self, Arguments, Settings};
-use relay_node::control::{Control, Ended};
-use relay_node::dataplane::Dataplane;
+use relay_node::control::restore::Merged;
+use relay_node::control::{Control, Drain, Ended, StandingWatch, interlink};
+use relay_node::dataplane::{Beginning, Dataplane, FenceReason};
 use relay_node::health::{self, Status};
 use relay_node::state_directory::StateDirectory;
-use relay_node::{journal, log, metrics};
-use tokio::signal::unix::{SignalKind, signal};
+use relay_node::{journal, kubernetes, log, metrics};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use turn_core::KeyRing;
 
 /// Wrong usage of the command line.
 const EX_USAGE: u8 = 2;
 /// Wrong configuration (sysexits.h).
 const EX_CONFIG: u8 = 78;
-/// How long a relay without a journal waits for the store's records before it serves.
-const RESTORE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long tasks of the control plane may take to end.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -66,45 +67,118 @@ fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let result = runtime.block_on(serve(settings));
     runtime.shutdown_timeout(LINGER);
     let (code, dataplane) = result?;
-    if let Some(dataplane) = Arc::into_inner(dataplane) {
+    if let Some(dataplane) = dataplane.and_then(Arc::into_inner) {
         dataplane.stop();
     }
     Ok(code)
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<(ExitCode, Arc<Dataplane>)> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let state = StateDirectory::open(&settings.state_dir, &settings.node_id)?;
-    let status = Arc::new(Status::default());
+/// What outlives the hold on the relay address: a relay that waits for it again is the same process.
+struct Process {
+    terminate: Signal,
+    interrupt: Signal,
+    status: Arc<Status>,
+    keeper: Keeper,
+}
+
+/// How a life ended: with a data plane that is still to be stopped, if it ever began.
+enum End {
+    /// The process ends.
+    Exit(ExitCode, Option<Arc<Dataplane>>),
+    /// Another node has the address; this one waits for it again.
+    Again(Option<Arc<Dataplane>>),
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<(ExitCode, Option<Arc<Dataplane>>)> {
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut state = StateDirectory::open(&settings.state_dir, &settings.node_id)?;
+    if let Some((_, facts)) = &settings.kubernetes
+        && let Err(error) = kubernetes::keep(&settings.state_dir, facts)
+    {
+        tracing::warn!("state_dir: what Kubernetes said is not kept: {error}");
+    }
+    let keeper = Keeper::open(&settings.address, &settings.relay_ips)?;
+    let mut process = Process { terminate, interrupt, status: Arc::new(Status::default()), keeper };
     let recorder = metrics::install()?;
     if let Some(address) = settings.http {
         let listener = health::bind(address).await?;
-        tokio::spawn(health::serve(listener, Arc::clone(&status), recorder));
+        tokio::spawn(health::serve(listener, Arc::clone(&process.status), recorder));
     }
     settings.warn_of_ephemeral_ports();
+    loop {
+        match live(&settings, state, &mut process).await? {
+            End::Exit(code, dataplane) => return Ok((code, dataplane)),
+            End::Again(dataplane) => {
+                stop(dataplane).await?;
+                // What was kept of the records is the new owner's now.
+                state = StateDirectory::open(&settings.state_dir, &settings.node_id)?;
+                state.disown()?;
+            }
+        }
+    }
+}
 
+/// Ends the workers, off the threads of the control plane.
+async fn stop(dataplane: Option<Arc<Dataplane>>) -> anyhow::Result<()> {
+    let Some(mut shared) = dataplane else { return Ok(()) };
+    let alone = loop {
+        match Arc::try_unwrap(shared) {
+            Ok(dataplane) => break dataplane,
+            // Somebody reads its counters just now.
+            Err(again) => shared = again,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    Ok(tokio::task::spawn_blocking(|| alone.stop()).await?)
+}
+
+/// From the state directory to the end of the hold on the relay address.
+async fn live(settings: &Settings, state: StateDirectory, process: &mut Process) -> anyhow::Result<End> {
+    let status = &process.status;
     // The lock on the state directory proves every earlier process dead: its ownership ends here.
     let epoch = state.next_epoch()?;
-    let journal = state.journal();
-    let loaded = journal::load(&journal, &KeyRing::default())
-        .with_context(|| format!("state_dir: cannot read the journal in {}", journal.display()))?;
-    metrics::restored(metrics::Source::Journal, loaded.records.len(), loaded.refused);
-    let mut records = loaded.records;
-    let mut control = Control::new(&settings, state, epoch, Arc::clone(&status))?;
-    match control.join(RESTORE_PATIENCE).await {
-        Ok(stored) => records.extend(stored),
-        Err(ended) => anyhow::bail!("{ended}"),
-    }
+    let (journal, usage) = (state.journal(), state.usage());
+    let began = Instant::now();
+    let drain = Arc::new(Drain::new(settings, Arc::clone(status)));
+    let mut control = Control::new(settings, state, epoch, Arc::clone(status), Arc::clone(&drain))?;
+    let held = tokio::select! {
+        held = control.await_address(&mut process.keeper) => held,
+        () = told_to_stop(&mut process.terminate, &mut process.interrupt) => {
+            return Ok(End::Exit(ExitCode::SUCCESS, None));
+        }
+    };
+    held?;
 
-    let restored = records.len();
-    let mut config = settings.dataplane(control.epoch(), journal, control.user_quota());
+    let mut config = settings.dataplane(control.epoch(), (journal.clone(), usage), control.user_quota());
     config.streams.web_server = settings.streams.web_server(tokio::runtime::Handle::current());
     if let Some(certificates) = &settings.streams.certificates {
         tokio::spawn(Arc::clone(certificates).watch());
     }
-    let (dataplane, changes) = Dataplane::start(config, control.turn_settings(), records)?;
+    // First the sockets, then the records, then packets are read.
+    let (dataplane, changes) = Dataplane::open(config, &control.turn_settings())?;
     let dataplane = Arc::new(dataplane);
+    dataplane.set_members(control.routes());
+    let loaded = journal::load(&journal, &KeyRing::default())
+        .with_context(|| format!("state_dir: cannot read the journal in {}", journal.display()))?;
+    let damaged = loaded.refused.total();
+    let Merged { records, ended, .. } = match control.restore(loaded).await {
+        Ok(merged) => merged,
+        Err(ended) if settings.address.waits => {
+            tracing::warn!("{ended}");
+            return Ok(End::Again(Some(dataplane)));
+        }
+        Err(ended) => anyhow::bail!("{ended}"),
+    };
+    let restored = records.len();
+    dataplane.begin(Beginning {
+        epoch: control.epoch(),
+        settings: control.turn_settings(),
+        user_quota: control.user_quota(),
+        records,
+        ended,
+    })?;
+    let backbone = interlink::link_up(settings, &mut control, &dataplane)?;
+    drain.serves(&dataplane, control.turn_settings());
     status.serves(&dataplane);
     tracing::info!(
         node = settings.node_id,
@@ -113,28 +187,83 @@ async fn serve(settings: Settings) -> anyhow::Result<(ExitCode, Arc<Dataplane>)>
         listen = %settings.listen_text(),
         workers = settings.workers,
         restored,
-        refused = loaded.refused,
+        refused = damaged,
+        took = ?began.elapsed(),
         "ready"
     );
 
     let publisher = tokio::spawn(metrics::publish_each_second(Arc::downgrade(&dataplane)));
+    let watch = tokio::spawn(Arc::clone(&drain).watch());
     let (stop, stopped) = oneshot::channel();
+    let standing = control.standing();
+    let cluster = tokio::spawn(follow_kubernetes(settings, &drain, standing.clone()));
     let mut control = tokio::spawn(control.run(Arc::clone(&dataplane), changes, stopped));
     let ended = tokio::select! {
         ended = &mut control => ended?,
-        _ = terminate.recv() => stop_control(stop, control).await?,
-        _ = interrupt.recv() => stop_control(stop, control).await?,
+        ended = process.keeper.keep(&dataplane, standing.clone()) => {
+            control.abort();
+            // What it held is dropped with it, the lock on the state directory too.
+            let _ = control.await;
+            ended
+        }
+        () = drain.until_end(&mut process.terminate, &mut process.interrupt) => {
+            if timeout(LINGER, dataplane.end_sessions()).await.is_err() {
+                tracing::warn!("a worker took too long to end its connections; they end with the process");
+            }
+            if standing.now().connected {
+                // Whoever waits for the address takes it over at once.
+                process.keeper.lower().await;
+            }
+            stop_control(stop, control).await?
+        }
     };
     publisher.abort();
+    watch.abort();
+    cluster.abort();
+    // Its thread says goodbye to the other members.
+    tokio::task::spawn_blocking(move || drop(backbone)).await?;
     match ended {
         Ended::Stopped => {
             tracing::info!("stopped; allocations are kept in the journal");
-            Ok((ExitCode::SUCCESS, dataplane))
+            Ok(End::Exit(ExitCode::SUCCESS, Some(dataplane)))
         }
-        Ended::Superseded { .. } => {
+        ended => {
             tracing::error!("{ended}");
-            Ok((ExitCode::FAILURE, dataplane))
+            // Nothing is answered from here on, whatever the rest takes.
+            dataplane.fence().raise(FenceReason::Address);
+            process.keeper.lower().await;
+            status.stops();
+            let waits = settings.address.waits;
+            Ok(if waits { End::Again(Some(dataplane)) } else { End::Exit(ExitCode::FAILURE, Some(dataplane)) })
         }
+    }
+}
+
+/// Follows what a relay outside a pod does not have.
+fn follow_kubernetes(
+    settings: &Settings,
+    drain: &Arc<Drain>,
+    standing: StandingWatch,
+) -> impl Future<Output = ()> + use<> {
+    let kubernetes = settings.kubernetes.as_ref().map(|(kubernetes, _)| kubernetes.clone());
+    let endpoints = settings.controllers.as_ref().map(|controllers| controllers.endpoints.clone());
+    let drain = Arc::clone(drain);
+    async move {
+        let Some(kubernetes) = kubernetes else { return };
+        let found = kubernetes.controllers.is_some().then_some(endpoints).flatten();
+        let controllers = async {
+            if let Some(endpoints) = found {
+                kubernetes::follow_controllers(kubernetes.clone(), endpoints, standing).await;
+            }
+        };
+        tokio::join!(kubernetes::follow_node(kubernetes.clone(), &drain), controllers);
+    }
+}
+
+async fn told_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

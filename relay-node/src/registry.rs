@@ -6,17 +6,15 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use turn_core::wire::attribute::ReservationToken;
-use turn_core::{BindError, BindRequest, Bound, Family, Meter, Meters, PortRequest, RelayedAddr};
+use turn_core::{BindError, BindRequest, Bound, Family, Meter, Meters, PortRequest, RESERVED_FOR, RelayedAddr};
 
 use crate::dataplane::RelayIp;
 
 /// Ports tried for one allocation while other programs hold the ones picked.
 const ATTEMPTS: usize = 64;
-/// RFC 8656 §7.2: a reservation is held for at least 30 seconds.
-const RESERVED_FOR: Duration = Duration::from_secs(40);
 
 /// Bounds of the node.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,6 +57,7 @@ struct State<S> {
     /// Ports held for whoever brings their token, the oldest first. Each counts for the user who asked for it, so
     /// there are never more of them than quotas allow.
     reservations: VecDeque<Reservation<S>>,
+    random: Random,
 }
 
 struct Reservation<S> {
@@ -81,6 +80,7 @@ impl<S> Registry<S> {
             meters: HashMap::new(),
             node_meter: Arc::default(),
             reservations: VecDeque::new(),
+            random: Random::default(),
         };
         Self { relay_ips, ports, state: Mutex::new(state) }
     }
@@ -149,7 +149,7 @@ impl<S> Registry<S> {
         let mut foreign = Vec::new();
         let mut opened = Err(BindError::NoPort);
         for _ in 0..ATTEMPTS {
-            let Some(port) = self.lock().held[index].take_any(self.ports.clone(), request.port) else {
+            let Some(port) = self.lock().take_any(index, self.ports.clone(), request.port) else {
                 break;
             };
             let ports = port..=port + (width - 1);
@@ -223,7 +223,12 @@ impl<S> Registry<S> {
         {
             let mut state = self.lock();
             if !state.held[index].take(relayed.port()) {
-                return Err(RestoreError::Taken);
+                // Whoever holds a reserved port has claimed it, if its reservation comes back too.
+                let claimed = state.reservations.iter().position(|held| held.relayed == relayed);
+                let claimed = claimed.and_then(|at| state.reservations.remove(at)).ok_or(RestoreError::Taken)?;
+                state.discount(&claimed.quota_key, 1);
+                state.add(quota_key, 1);
+                return Ok(claimed.socket);
             }
             state.add(quota_key, 1);
         }
@@ -231,6 +236,36 @@ impl<S> Registry<S> {
             self.release(relayed, quota_key);
             RestoreError::Bind(error)
         })
+    }
+
+    /// Holds the port above `first` under `token` again, as [`Registry::bind`] did for [`PortRequest::EvenAndNext`].
+    /// One that an allocation holds has been claimed, and stays as it is.
+    ///
+    /// # Errors
+    /// See [`RestoreError`]; nothing is held or counted then.
+    pub fn restore_reservation(
+        &self,
+        first: RelayedAddr,
+        token: ReservationToken,
+        until: Instant,
+        quota_key: &[u8],
+        open: impl FnOnce(SocketAddr) -> io::Result<S>,
+    ) -> Result<(), RestoreError> {
+        let index = self.index_of(first.family()).ok_or(RestoreError::Taken)?;
+        let port = first.port().checked_add(1).ok_or(RestoreError::Taken)?;
+        let relayed = self.relayed(index, port);
+        // Opened under the lock: who restores the claimer meanwhile finds the port free, or the reservation.
+        let mut state = self.lock();
+        if state.held[index].holds(port) {
+            return Err(RestoreError::Taken);
+        }
+        let socket = open(relayed.bound)?;
+        state.held[index].take(port);
+        state.add(quota_key, 1);
+        let later = state.reservations.partition_point(|held| held.until <= until);
+        let reservation = Reservation { token, relayed, socket, quota_key: quota_key.into(), until };
+        state.reservations.insert(later, reservation);
+        Ok(())
     }
 
     /// Frees an address and its user's share. One that is not held is left alone, so that nothing is freed twice.
@@ -266,6 +301,12 @@ impl<S> Registry<S> {
 }
 
 impl<S> State<S> {
+    /// Takes a port of a relay IP that nobody can guess.
+    fn take_any(&mut self, index: usize, range: RangeInclusive<u16>, wanted: PortRequest) -> Option<u16> {
+        let random = self.random.next()?;
+        self.held[index].take_any(range, wanted, random)
+    }
+
     /// Counts `width` addresses for a user, or none.
     fn count(&mut self, quota_key: &[u8], width: u16) -> Result<(), BindError> {
         let reached = |count, bound| bound != 0 && count + usize::from(width) > bound;
@@ -282,7 +323,10 @@ impl<S> State<S> {
 
     fn add(&mut self, quota_key: &[u8], width: u16) {
         self.allocations += usize::from(width);
-        *self.by_user.entry(quota_key.into()).or_insert(0) += usize::from(width);
+        match self.by_user.get_mut(quota_key) {
+            Some(count) => *count += usize::from(width),
+            None => drop(self.by_user.insert(quota_key.into(), width.into())),
+        }
     }
 
     fn discount(&mut self, quota_key: &[u8], width: u16) {
@@ -297,7 +341,7 @@ impl<S> State<S> {
 
     /// Holds a port, counted already, under a token that nobody can guess (RFC 8656 §18.10).
     fn reserve(&mut self, relayed: RelayedAddr, socket: S, quota_key: &[u8]) -> Result<ReservationToken, BindError> {
-        let token = ReservationToken(getrandom::u64().map_err(|_| BindError::NoPort)?.to_be_bytes());
+        let token = ReservationToken(self.random.next().ok_or(BindError::NoPort)?.to_be_bytes());
         let until = Instant::now() + RESERVED_FOR;
         self.reservations.push_back(Reservation { token, relayed, socket, quota_key: quota_key.into(), until });
         Ok(token)
@@ -318,6 +362,25 @@ impl<S> State<S> {
     }
 }
 
+/// Random numbers of the system, fetched by the half kilobyte; each is used once.
+#[derive(Default)]
+struct Random {
+    fetched: Vec<u64>,
+}
+
+impl Random {
+    const FETCH: usize = 64;
+
+    fn next(&mut self) -> Option<u64> {
+        if self.fetched.is_empty() {
+            let mut bytes = [0; Self::FETCH * 8];
+            getrandom::fill(&mut bytes).ok()?;
+            self.fetched.extend(bytes.as_chunks().0.iter().copied().map(u64::from_ne_bytes));
+        }
+        self.fetched.pop()
+    }
+}
+
 /// A set of ports, one bit each.
 struct PortSet(Box<[u64; 1024]>);
 
@@ -333,6 +396,10 @@ impl PortSet {
         free
     }
 
+    fn holds(&self, port: u16) -> bool {
+        self.0[usize::from(port / 64)] & 1 << (port % 64) != 0
+    }
+
     fn free(&mut self, port: u16) -> bool {
         let (word, bit) = (usize::from(port / 64), 1 << (port % 64));
         let held = self.0[word] & bit != 0;
@@ -342,7 +409,7 @@ impl PortSet {
 
     /// Takes one of the suitable free ports of `range`, each with the same chance (CSPRNG; predictable ports help
     /// spoofers); of a pair, which never leaves a word, the even one is said.
-    fn take_any(&mut self, range: RangeInclusive<u16>, wanted: PortRequest) -> Option<u16> {
+    fn take_any(&mut self, range: RangeInclusive<u16>, wanted: PortRequest, random: u64) -> Option<u16> {
         const EVEN: u64 = 0x5555_5555_5555_5555;
         let suitable = |free: u64| match wanted {
             PortRequest::Even => free & EVEN,
@@ -362,8 +429,7 @@ impl PortSet {
         let words = range.start() / 64..=range.end() / 64;
         let free: u32 = words.clone().map(|word| free_in(self, word).count_ones()).sum();
         // The bias of a remainder over 64 random bits is below 2^-48.
-        let random = getrandom::u64().ok()?.checked_rem(u64::from(free))?;
-        let mut skip = u32::try_from(random).ok()?;
+        let mut skip = u32::try_from(random.checked_rem(u64::from(free))?).ok()?;
         for word in words {
             let mut bits = free_in(self, word);
             if skip >= bits.count_ones() {
@@ -388,6 +454,7 @@ impl PortSet {
 mod tests {
     use std::collections::HashSet;
     use std::net::UdpSocket;
+    use std::time::Duration;
 
     use turn_core::PeerTransport;
 
@@ -533,6 +600,41 @@ mod tests {
         assert!(registry.restore(taken, b"w", refuse).is_err());
         registry.restore(taken, b"w", granted).expect("a failure holds nothing");
         assert_eq!(registry.ours(RelayedAddr { advertised: "203.0.113.1:1".parse().expect("literal"), ..taken }), None);
+    }
+
+    #[test]
+    fn a_reservation_is_restored_with_its_token_and_its_end() {
+        let bounds = Bounds { max_allocations: 0, user_quota: 2 };
+        let request = |quota_key, port| BindRequest { port, ..any(Family::V4, quota_key) };
+        let now = Instant::now();
+        let token = ReservationToken(*b"8 bytes!");
+        let first = |registry: &Registry<()>| registry.relayed(0, 50_000);
+        let restored = || {
+            let registry: Registry<()> = registry(50_000..=50_003, bounds);
+            registry.restore(first(&registry), b"alice", granted).expect("free");
+            registry
+                .restore_reservation(first(&registry), token, now + Duration::from_secs(20), b"alice", granted)
+                .expect("free");
+            registry
+        };
+        let registry = restored();
+        assert_eq!(registry.bind(any(Family::V4, b"alice"), granted), Err(BindError::QuotaReached), "both count");
+        let (bound, ()) = registry.bind(request(b"bob", PortRequest::Reserved(token)), granted).expect("held");
+        assert_eq!(bound.relayed.port(), 50_001);
+
+        let registry = restored();
+        registry.expire_reservations(now + Duration::from_secs(20));
+        assert_eq!(registry.bind(request(b"bob", PortRequest::Reserved(token)), granted), Err(BindError::NoPort));
+        registry.bind(any(Family::V4, b"alice"), granted).expect("it counts no longer");
+
+        // Claimed before the restart: the claimer's record may come before or after.
+        let registry = restored();
+        registry.restore(registry.relayed(0, 50_001), b"bob", granted).expect("a reservation makes room");
+        assert_eq!(registry.bind(request(b"carol", PortRequest::Reserved(token)), granted), Err(BindError::NoPort));
+        let again = registry.restore_reservation(first(&registry), token, now, b"alice", granted);
+        assert!(matches!(again, Err(RestoreError::Taken)));
+        assert!(registry.lock().reservations.is_empty());
+        registry.bind(any(Family::V4, b"alice"), granted).expect("counted for bob");
     }
 
     #[test]

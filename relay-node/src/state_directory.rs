@@ -3,10 +3,12 @@
 //! The directory may be deleted at any time (promise P2): everything in it is either found again in the store or only
 //! saves the wait for a controller. Whoever holds its lock has proof that no other process serves from it.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use turn_core::{Key, KeyRing};
 
@@ -17,8 +19,11 @@ const SETTINGS: &str = "settings";
 const MEMBERS: &str = "members";
 const NONCE_KEY: &str = "nonce-key";
 const JOURNAL: &str = "journal";
+const USAGE: &str = "usage";
 /// Stands from the first start without a journal until the store's records have been asked for.
 const RESTORE: &str = "restore-wanted";
+/// Stands while this relay owns its address as far as it knows.
+const OWNER: &str = "owner";
 
 /// Why a state directory cannot be used. One line, with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,8 @@ pub enum StateError {
 pub struct StateDirectory {
     path: PathBuf,
     restore_wanted: bool,
+    /// What could not be written yet, by file.
+    unkept: Mutex<BTreeMap<&'static str, Vec<u8>>>,
     _lock: File,
 }
 
@@ -80,19 +87,18 @@ impl StateDirectory {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| at(path, error))?;
         close_to_others(path)?;
         let lock = path.join(LOCK);
-        let file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock)
-            .map_err(|error| at(&lock, error))?;
+        let file = match OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&lock) {
+            // Locking needs no writing.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&lock),
+            opened => opened,
+        };
+        let file = file.map_err(|error| at(&lock, error))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StateError::InUse(path.into())),
             Err(TryLockError::Error(error)) => return Err(at(&lock, error)),
         }
-        let mut directory = Self { path: path.into(), restore_wanted: false, _lock: file };
+        let mut directory = Self { path: path.into(), restore_wanted: false, unkept: Mutex::default(), _lock: file };
         match directory.read(NODE)? {
             Some(owner) if owner != node_id.as_bytes() => {
                 return Err(StateError::OtherNode {
@@ -104,10 +110,10 @@ impl StateDirectory {
             Some(_) => {}
             None => directory.write(NODE, node_id.as_bytes())?,
         }
-        if !directory.holds_journal() {
-            directory.write(RESTORE, b"")?;
-        }
         directory.restore_wanted = directory.read(RESTORE)?.is_some();
+        if !directory.holds_journal() {
+            directory.want_restore();
+        }
         Ok(directory)
     }
 
@@ -116,29 +122,79 @@ impl StateDirectory {
         self.path.join(JOURNAL)
     }
 
-    /// Whether the store may hold records that this directory has lost: it began without a journal, and nobody has
-    /// answered [`StateDirectory::restored`] yet, in this process or the ones before.
+    /// Where usage is counted.
+    pub fn usage(&self) -> PathBuf {
+        self.path.join(USAGE)
+    }
+
+    /// Whether the store may hold records that this directory has lost: it began without a journal, or with one that
+    /// lacks something, and nobody has answered [`StateDirectory::restored`] yet, in this process or the ones before.
     pub fn wants_restore(&self) -> bool {
         self.restore_wanted
     }
 
-    /// The store's records are back.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn restored(&mut self) -> Result<(), StateError> {
-        self.restore_wanted = false;
-        let path = self.path.join(RESTORE);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io { path, error }),
-            _ => Ok(()),
+    /// The journal lacks something.
+    pub fn want_restore(&mut self) {
+        if !std::mem::replace(&mut self.restore_wanted, true) {
+            self.keep(RESTORE, b"");
         }
     }
 
-    /// The next epoch, on disk before it is returned.
+    /// The store's records are back.
+    pub fn restored(&mut self) {
+        if !std::mem::take(&mut self.restore_wanted) {
+            return;
+        }
+        self.lock().remove(RESTORE);
+        if let Err(error) = std::fs::remove_file(self.path.join(RESTORE)) {
+            tracing::debug!(%error, "the store is asked once more at the next start");
+        }
+    }
+
+    /// Whether this relay was the owner of its address when it was last heard of: nobody has told it otherwise, in this
+    /// process or the ones before. Only a relay that waits for its address asks.
+    pub fn is_owner(&self) -> bool {
+        self.path.join(OWNER).exists()
+    }
+
+    /// This relay owns its address.
     ///
     /// # Errors
-    /// [`StateError::Epoch`] for a damaged file, [`StateError::Io`].
+    /// [`StateError::Io`].
+    pub fn own(&self) -> Result<(), StateError> {
+        if self.is_owner() { Ok(()) } else { self.write(OWNER, b"") }
+    }
+
+    /// Another node has the address, and with it the records: what this directory holds of them is dropped, and the
+    /// store is asked before this relay serves again.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]. The mark of the owner goes first: a directory that is half dropped owns nothing.
+    pub fn disown(&mut self) -> Result<(), StateError> {
+        let owner = self.path.join(OWNER);
+        match std::fs::remove_file(&owner) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StateError::Io { path: owner, error });
+            }
+            _ => {}
+        }
+        self.write(RESTORE, b"")?;
+        self.restore_wanted = true;
+        // What was counted here goes on with the new owner, who counts from where it began.
+        for path in [self.usage(), self.journal()] {
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StateError::Io { path, error }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The next epoch, on disk before it is returned. On a disk that takes nothing it is the same after another start,
+    /// and a controller that granted it before grants a higher one.
+    ///
+    /// # Errors
+    /// [`StateError::Epoch`] for a damaged file, [`StateError::Io`] if it cannot be read.
     pub fn next_epoch(&self) -> Result<u64, StateError> {
         let last = match self.read(EPOCH)? {
             None => 0,
@@ -148,16 +204,13 @@ impl StateDirectory {
                 .ok_or_else(|| StateError::Epoch(self.path.join(EPOCH)))?,
         };
         let next = last + 1;
-        self.keep_epoch(next)?;
+        self.keep_epoch(next);
         Ok(next)
     }
 
-    /// Keeps an epoch that a controller granted.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn keep_epoch(&self, epoch: u64) -> Result<(), StateError> {
-        self.write(EPOCH, format!("{epoch}\n").as_bytes())
+    /// Keeps an epoch that a controller granted; see [`StateDirectory::catch_up`].
+    pub fn keep_epoch(&self, epoch: u64) {
+        self.keep(EPOCH, format!("{epoch}\n").as_bytes());
     }
 
     /// The settings message of the last session.
@@ -168,12 +221,9 @@ impl StateDirectory {
         self.read(SETTINGS)
     }
 
-    /// Keeps a settings message.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn keep_settings(&self, message: &[u8]) -> Result<(), StateError> {
-        self.write(SETTINGS, message)
+    /// Keeps a settings message; see [`StateDirectory::catch_up`].
+    pub fn keep_settings(&self, message: &[u8]) {
+        self.keep(SETTINGS, message);
     }
 
     /// The members message of the last session.
@@ -184,12 +234,41 @@ impl StateDirectory {
         self.read(MEMBERS)
     }
 
-    /// Keeps a members message.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn keep_members(&self, message: &[u8]) -> Result<(), StateError> {
-        self.write(MEMBERS, message)
+    /// Keeps a members message; see [`StateDirectory::catch_up`].
+    pub fn keep_members(&self, message: &[u8]) {
+        self.keep(MEMBERS, message);
+    }
+
+    /// Writes what a full or read-only disk did not take: what was to be kept is kept in memory until then, and the
+    /// service goes on. To be called now and then.
+    pub fn catch_up(&self) {
+        let mut unkept = self.lock();
+        while let Some(entry) = unkept.first_entry() {
+            if self.write(entry.key(), entry.get()).is_err() {
+                return;
+            }
+            entry.remove();
+            if unkept.is_empty() {
+                tracing::info!(state_dir = %self.path.display(), "the state directory can be written again");
+            }
+        }
+    }
+
+    fn keep(&self, name: &'static str, bytes: &[u8]) {
+        match self.write(name, bytes) {
+            Ok(()) => drop(self.lock().remove(name)),
+            Err(error) => {
+                let mut unkept = self.lock();
+                if unkept.is_empty() {
+                    tracing::error!("{error}; this relay goes on, and remembers after a restart what it knew before");
+                }
+                unkept.insert(name, bytes.to_vec());
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Vec<u8>>> {
+        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The nonce key of a relay of its own: made at its first start, so that nonces outlive a restart.
@@ -233,10 +312,17 @@ impl StateDirectory {
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let new = path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
+        let written = (|| {
+            let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&new, path)
+        })();
+        if written.is_err() {
+            // An empty file takes room too. It may not even be there.
+            let _ = std::fs::remove_file(&new);
+        }
+        written?;
         File::open(&self.path)?.sync_all()
     }
 }
@@ -294,7 +380,7 @@ mod tests {
         let path = tempfile::tempdir().expect("tempdir");
         let directory = StateDirectory::open(path.path(), "eu-1").expect("free");
         assert_eq!(directory.next_epoch().expect("written"), 1);
-        directory.keep_epoch(7).expect("written");
+        directory.keep_epoch(7);
         assert_eq!(directory.next_epoch().expect("written"), 8);
         std::fs::write(path.path().join(EPOCH), "many").expect("written");
         let error = directory.next_epoch().expect_err("damaged").to_string();
@@ -311,10 +397,46 @@ mod tests {
         drop(directory);
         let mut directory = StateDirectory::open(path.path(), "eu-1").expect("free");
         assert!(directory.wants_restore(), "nobody has answered yet");
-        directory.restored().expect("removed");
+        directory.restored();
         drop(directory);
         let directory = StateDirectory::open(path.path(), "eu-1").expect("free");
         assert!(!directory.wants_restore());
+    }
+
+    #[test]
+    fn what_another_node_owns_is_dropped() {
+        let path = tempfile::tempdir().expect("tempdir");
+        let mut directory = StateDirectory::open(path.path(), "eu-1").expect("free");
+        assert!(!directory.is_owner(), "nobody has said so yet");
+        directory.own().expect("written");
+        std::fs::create_dir(directory.journal()).expect("made");
+        std::fs::write(directory.journal().join("0.log"), "x").expect("written");
+        directory.restored();
+        drop(directory);
+        let mut directory = StateDirectory::open(path.path(), "eu-1").expect("free");
+        assert!(directory.is_owner() && !directory.wants_restore());
+        directory.disown().expect("dropped");
+        directory.disown().expect("there is nothing left to drop");
+        assert!(!directory.is_owner() && directory.wants_restore() && !directory.journal().exists());
+        drop(directory);
+        let directory = StateDirectory::open(path.path(), "eu-1").expect("free");
+        assert!(!directory.is_owner() && directory.wants_restore());
+    }
+
+    #[test]
+    fn what_a_disk_does_not_take_is_kept_until_it_does() {
+        let path = tempfile::tempdir().expect("tempdir");
+        let directory = StateDirectory::open(path.path(), "eu-1").expect("free");
+        // Nobody can write a file where a directory is.
+        let obstacle = path.path().join(EPOCH).with_extension("new");
+        std::fs::create_dir(&obstacle).expect("made");
+        assert_eq!(directory.next_epoch().expect("counted"), 1);
+        directory.keep_epoch(5);
+        directory.catch_up();
+        assert!(directory.read(EPOCH).expect("read").is_none());
+        std::fs::remove_dir(&obstacle).expect("removed");
+        directory.catch_up();
+        assert_eq!(directory.next_epoch().expect("written"), 6);
     }
 
     #[test]
@@ -322,8 +444,8 @@ mod tests {
         let path = tempfile::tempdir().expect("tempdir");
         let directory = StateDirectory::open(path.path(), "eu-1").expect("free");
         assert_eq!(directory.settings().expect("read"), None);
-        directory.keep_settings(b"s").expect("written");
-        directory.keep_members(b"m").expect("written");
+        directory.keep_settings(b"s");
+        directory.keep_members(b"m");
         let nonce_key = directory.nonce_key().expect("made");
         drop(directory);
         let directory = StateDirectory::open(path.path(), "eu-1").expect("free");

@@ -5,6 +5,8 @@
 
 mod relay;
 
+use std::process::Command;
+
 use relay::{Relay, command, configuration, own_ip, run};
 
 #[test]
@@ -70,6 +72,48 @@ fn a_wrong_configuration_is_one_line_and_78() {
     let (code, _, err) = run(command().arg("--config").arg("/nonexistent/relay.toml"));
     assert_eq!(code, 78);
     assert!(err.starts_with("relay-node: config: cannot read /nonexistent/relay.toml: "), "{err}");
+}
+
+/// The binary, of a user who may do nothing beyond others.
+fn without_capabilities() -> Command {
+    let binary = command();
+    let mut bare = Command::new("setpriv");
+    // A root that has lost all of them keeps none through exec.
+    bare.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(binary.get_program());
+    for (name, value) in binary.get_envs() {
+        match value {
+            Some(value) => bare.env(name, value),
+            None => bare.env_remove(name),
+        };
+    }
+    bare
+}
+
+#[test]
+fn one_socket_for_all_relayed_addresses_takes_capabilities() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("relay.toml");
+    std::fs::write(&file, configuration(directory.path(), own_ip(), "relayed = \"wildcard\"")).expect("written");
+    let (code, out, err) = run(without_capabilities().arg("--check-config").arg("--config").arg(&file));
+    assert_eq!((code, out.as_str()), (78, ""), "{err}");
+    let expected = "relay-node: relayed: cannot open a raw socket (it takes CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW,";
+    assert!(err.starts_with(expected), "{err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+
+    let (code, _, err) = run(command().arg("--check-config").arg("--config").arg(&file));
+    assert_eq!(code, 0, "{err}");
+
+    let ip = own_ip();
+    std::fs::write(&file, configuration(directory.path(), ip, "relayed = \"auto\"")).expect("written");
+    let mut bare = without_capabilities();
+    let mut relay = Relay::run(bare.arg("--drain-deadline=0").arg("--config").arg(&file), ip);
+    let line = relay.log("each relayed address has a socket of its own");
+    assert!(line.contains("INFO") && line.contains("CAP_NET_RAW"), "{line}");
+    relay.log("ready");
+    assert_eq!(relay.terminate().code(), Some(0));
+    let mut relay = Relay::run(command().arg("--drain-deadline=0").arg("--config").arg(&file), ip);
+    relay.log("relayed addresses share one socket per worker");
+    assert_eq!(relay.terminate().code(), Some(0));
 }
 
 #[test]

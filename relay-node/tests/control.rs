@@ -43,7 +43,7 @@ fn it_joins_says_who_it_is_and_reports() {
     let relay = start(directory.path(), ip, &[&controller.url]);
     let mut session = controller.session();
     let hello = session.hello.clone();
-    assert_eq!((hello.node_id.as_str(), hello.region.as_str(), hello.protocol), ("eu-1", "eu", 1));
+    assert_eq!((hello.node_id.as_str(), hello.region.as_str(), hello.protocol), ("eu-1", "eu", 2));
     assert_eq!((hello.claimed_epoch, hello.workers), (1, 2));
     assert_eq!(hello.relay_address, ip.to_string());
     let listeners: Vec<_> = hello.listeners.iter().map(|l| (l.transport(), l.address.clone())).collect();
@@ -168,8 +168,15 @@ fn a_relay_without_a_journal_restores_from_the_store() {
     let ip = own_ip();
     let stored = stored_record(ip);
     let (_, record_keys) = rings();
-    let damaged = vec![1, 2, 3];
-    let controller = Controller::start(directory.path(), vec![stored.seal(&record_keys), damaged]);
+    let mut older = stored.clone();
+    older.epoch -= 1;
+    let mut foreign = stored.clone();
+    foreign.relay_address = [192, 0, 2, 77].into();
+    foreign.id = AllocationId([8; 16]);
+    // Refused one by one: one that no key sealed, one of another relay, one under a key that is not its own.
+    let mut records = vec![vec![1, 2, 3]];
+    records.extend([older, stored.clone(), foreign].map(|record| record.seal(&record_keys)));
+    let controller = Controller::start(directory.path(), records);
     let relay = start(directory.path(), ip, &[&controller.url]);
     let mut session = controller.session();
     session.welcome(5, settings(1));
@@ -178,7 +185,9 @@ fn a_relay_without_a_journal_restores_from_the_store() {
     assert_eq!(restated.iter().map(relayed_of).collect::<Vec<_>>(), [stored.relayed[0].advertised]);
     assert_eq!(controller.restores(), 1);
     relay.metric("turn_restored_allocations_total{source=\"store\"} 1");
-    relay.metric("turn_refused_records_total{source=\"store\"} 1");
+    for reason in ["seal", "foreign", "replayed"] {
+        relay.metric(&format!("turn_refused_records_total{{source=\"store\",reason=\"{reason}\"}} 1"));
+    }
 }
 
 #[test]
@@ -251,6 +260,91 @@ fn a_controller_that_falls_silent_is_left_within_seconds() {
     assert_eq!(relay.wait_for("/readyz", 200), "ready\n", "credentials outlive the session");
 }
 
+/// A store that is slow makes every controller look as if it had lost it: a relay that went from one to the next each few
+/// seconds would never be done with restating what it has.
+#[test]
+fn moves_from_controller_to_controller_come_ever_later() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let other = Tunnel::to(&controller.url);
+    let _relay = start(directory.path(), own_ip(), &[&controller.url, &other.url]);
+    let away = || Say::Store(v1::StoreState { away: true });
+    let mut session = controller.session();
+    session.welcome(1, settings(1));
+    session.resync();
+    let mut moves = Vec::new();
+    for _ in 0..2 {
+        let since = std::time::Instant::now();
+        session.say(away());
+        let mut next = controller.session();
+        next.welcome(1, settings(1));
+        next.resync();
+        moves.push(since.elapsed());
+        session = next;
+    }
+    assert!(moves[0] < std::time::Duration::from_secs(3), "the first at once: {moves:?}");
+    assert!(moves[1] > std::time::Duration::from_secs(4), "the second not soon: {moves:?}");
+}
+
+/// A controller behind a slow store takes longer for its Welcome than a relay waits at first; the claim lands all the same.
+#[test]
+fn a_slow_controller_is_waited_for_in_the_end() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let _relay = start(directory.path(), own_ip(), &[&controller.url]);
+    // The start asks for 2 s, the first session for 3 s.
+    let _unanswered = [controller.session(), controller.session()];
+    let mut session = controller.session();
+    std::thread::sleep(std::time::Duration::from_millis(3800));
+    session.welcome(1, settings(1));
+    assert_eq!(session.resync(), []);
+}
+
+/// P1: one that owned its address, and waits for it, goes on although a controller takes its call and says nothing.
+#[test]
+fn the_last_owner_goes_on_beside_a_controller_that_does_not_decide() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let ip = own_ip();
+    let more = format!(
+        "relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"\ncontrollers = [{:?}]\n\
+         tls = {{ ca = \"ca.pem\", certificate = \"node.pem\", key = \"node.key\" }}\n[address]\nwait = true",
+        controller.url
+    );
+    let mut relay = Relay::start(directory.path(), ip, &more);
+    let mut session = controller.session();
+    session.welcome(1, settings(1));
+    session.resync();
+    relay.wait_for("/readyz", 200);
+    relay.kill();
+    drop(session);
+
+    let since = std::time::Instant::now();
+    let relay = Relay::start(directory.path(), ip, &more);
+    let _silent = controller.session();
+    relay.wait_for("/readyz", 200);
+    assert!(since.elapsed() < std::time::Duration::from_millis(3200), "{:?}", since.elapsed());
+}
+
+/// One whose address moves nowhere has nobody to ask after a pause, and answers at once.
+#[test]
+fn a_relay_that_stood_still_goes_on_where_nobody_can_have_followed() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (relay, session) = joined(directory.path(), &controller, own_ip());
+    relay.wait_for("/readyz", 200);
+    let mut client = TurnClient::new(relay.address(), "alice", "secret");
+    client.allocate();
+    drop((session, controller));
+    relay.signal("STOP");
+    std::thread::sleep(std::time::Duration::from_millis(3600));
+    relay.signal("CONT");
+    let since = std::time::Instant::now();
+    let refreshed = client.perform(|client, now| client.refresh(now, 600));
+    assert_eq!(refreshed, Event::Refreshed(600));
+    assert!(since.elapsed() < std::time::Duration::from_millis(1500), "{:?}", since.elapsed());
+}
+
 #[test]
 fn newer_settings_come_into_force_and_older_ones_do_not() {
     let directory = tempfile::tempdir().expect("tempdir");
@@ -270,6 +364,57 @@ fn newer_settings_come_into_force_and_older_ones_do_not() {
     TurnClient::new(relay.address(), "alice", "changed").allocate();
     let third = TurnClient::new(relay.address(), "alice", "changed").perform(|client, now| client.allocate(now));
     assert!(matches!(third, Event::Failed(..)), "the new quota is 2: {third:?}");
+}
+
+#[test]
+fn what_it_has_in_force_is_reported_at_once_and_a_newer_seal_is_put_on_everything() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let (relay, mut session) = joined(directory.path(), &controller, own_ip());
+    relay.wait_for("/readyz", 200);
+    let _client = TurnClient::new(relay.address(), "alice", "secret").allocate();
+    session.change();
+    while session.load().settings_revision != 1 {}
+
+    // A key that is made known is not used; the relay says that it knows it before its next report is due.
+    let mut known = settings(2);
+    known.record_keys.push(v1::Secret { id: 3, value: "the next record key".into() });
+    let next = known.record_keys[1].clone();
+    session.say(Say::Settings(known.clone()));
+    let told = std::time::Instant::now();
+    while session.load().settings_revision != 2 {}
+    assert!(told.elapsed() < std::time::Duration::from_millis(900), "{:?}", told.elapsed());
+    let _another = TurnClient::new(relay.address(), "alice", "secret").allocate();
+    let born = session.change();
+    assert_eq!(turn_core::record::seal_key(&born.record), Some(2), "a resync would have come first");
+
+    known.revision = 3;
+    known.record_keys.reverse();
+    session.say(Say::Settings(known));
+    let live = session.resync();
+    assert_eq!(live.len(), 2);
+    let ring = turn_core::KeyRing(vec![turn_core::Key { id: 3, secret: next.value }]);
+    for change in live {
+        Record::open(&change.record, &ring).expect("sealed anew");
+    }
+}
+
+#[test]
+fn a_controller_of_a_distant_version_is_not_joined() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let relay = start(directory.path(), own_ip(), &[&controller.url]);
+    let welcome = |protocol| {
+        Say::Welcome(v1::Welcome { epoch: 1, settings: Some(settings(1)), protocol, ..v1::Welcome::default() })
+    };
+    controller.session().say(welcome(4));
+    let line = relay.log("WARN no session");
+    assert!(line.contains("the controller speaks protocol 4, this relay 1 to 3; upgrade the older one"), "{line}");
+    for protocol in [0, 3] {
+        let mut session = controller.session();
+        session.say(welcome(protocol));
+        session.load();
+    }
 }
 
 #[test]
@@ -313,6 +458,10 @@ fn stored_record(ip: Ipv4Addr) -> Record {
         expires_at: now + 600_000,
         family_expires_at: Vec::new(),
         mobility: None,
+        proxy: None,
+        transaction_id: None,
+        address_error: None,
+        reservation: None,
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -15,7 +15,7 @@ const LEASE: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Nodes that discovery hands out for the region.
-async fn handed_out(controller: &Controller, region: &str) -> Result<BTreeSet<String>> {
+pub(crate) async fn handed_out(controller: &Controller, region: &str) -> Result<BTreeSet<String>> {
     let answer: serde_json::Value = controller.http_json(&format!("/v1/ice-servers?region={region}&limit=8")).await?;
     let nodes = answer["nodes"].as_array().ok_or_else(|| anyhow!("no nodes in {answer}"))?;
     Ok(nodes
@@ -24,7 +24,7 @@ async fn handed_out(controller: &Controller, region: &str) -> Result<BTreeSet<St
         .collect())
 }
 
-async fn until_handed_out(controller: &Controller, expected: &[&str], limit: Duration) -> Result<Duration> {
+pub(crate) async fn until_handed_out(controller: &Controller, expected: &[&str], limit: Duration) -> Result<Duration> {
     let expected: BTreeSet<String> = expected.iter().map(|&id| id.to_owned()).collect();
     let (_, took) = eventually(&format!("discovery hands out {expected:?}"), limit, async || {
         let nodes = handed_out(controller, "eu").await.map_err(|e| format!("{e:#}"))?;

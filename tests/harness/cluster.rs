@@ -3,19 +3,22 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use turnctl::pki::{self, Ca, Identity};
 
 use crate::etcd::Etcd;
+use crate::etcd_cluster::EtcdCluster;
 use crate::place::Place;
-use crate::process::{Host, Process};
+use crate::process::{Around, Host, Process};
 use crate::turn::Login;
 use crate::wait::eventually;
 
@@ -46,12 +49,15 @@ pub fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
 }
 
-/// Path of a release binary of this workspace.
+/// Path of a binary of this workspace: the release one, or what `TURNPIKE_BINARIES` (a directory) holds, for a quick try
+/// of what was built for debugging.
 ///
 /// # Errors
 /// It is not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let path = target_directory().join("release").join(name);
+    let directory =
+        std::env::var_os("TURNPIKE_BINARIES").map_or_else(|| target_directory().join("release"), PathBuf::from);
+    let path = directory.join(name);
     ensure!(
         path.is_file(),
         "{} is missing: run `cargo build --release -p relay-node -p controller -p turnctl -p turnpike-local` (tests/run does)",
@@ -67,12 +73,16 @@ pub enum Store<'a> {
     Embedded,
     /// Real etcd.
     Etcd(&'a Etcd),
+    /// Real etcd of several members.
+    EtcdCluster(&'a EtcdCluster),
 }
 
 /// A controller.
 pub struct Controller {
     /// Where it runs.
     pub place: Place,
+    /// What it is started in, from its next start.
+    pub around: Around,
     config: PathBuf,
     process: Option<Process>,
 }
@@ -83,6 +93,10 @@ pub struct Relay {
     pub id: String,
     /// Where it runs.
     pub place: Place,
+    /// Its relay address.
+    served: Place,
+    /// What it is started in, from its next start.
+    pub around: Around,
     config: PathBuf,
     process: Option<Process>,
 }
@@ -96,15 +110,29 @@ pub struct RelayOptions {
     pub workers: u16,
     /// Listeners besides UDP and TCP on [`TURN`], as schemes and ports: `("tls", 443)`.
     pub listen: Vec<(&'static str, u16)>,
+    /// Its relay address, if that is not the one of its machine.
+    pub address: Option<IpAddr>,
+    /// Where clients reach it, if that is another address than its own.
+    pub public: Option<IpAddr>,
     /// More lines for its configuration.
     pub more: String,
+    /// What it is started in.
+    pub around: Around,
 }
 
 impl RelayOptions {
     /// A relay in this region with one worker.
     #[must_use]
     pub fn in_region(region: &str) -> Self {
-        Self { region: region.to_owned(), workers: 1, listen: Vec::new(), more: String::new() }
+        Self {
+            region: region.to_owned(),
+            workers: 1,
+            listen: Vec::new(),
+            address: None,
+            public: None,
+            more: String::new(),
+            around: Around::default(),
+        }
     }
 }
 
@@ -150,6 +178,7 @@ impl Cluster {
                 format!("{{ kind = \"embedded\", path = {:?} }}", self.directory.join(format!("{id}.store")))
             }
             Store::Etcd(etcd) => format!("{{ kind = \"etcd\", endpoints = [\"{}\"] }}", etcd.endpoint()),
+            Store::EtcdCluster(etcd) => format!("{{ kind = \"etcd\", endpoints = {:?} }}", etcd.endpoints()),
         };
         let mut text = String::new();
         writeln!(text, "id = \"{id}\"\nregion = \"eu\"\ngrpc = \"{}\"\nhttp = \"{}\"", place.at(GRPC), place.at(HTTP))?;
@@ -157,7 +186,7 @@ impl Cluster {
         let config = self.directory.join(format!("{id}.toml"));
         fs::write(&config, text)?;
         self.controllers.push(place.at(GRPC));
-        let mut controller = Controller { place: place.clone(), config, process: None };
+        let mut controller = Controller { place: place.clone(), around: Around::default(), config, process: None };
         controller.start().await?;
         Ok(controller)
     }
@@ -167,14 +196,32 @@ impl Cluster {
     /// # Errors
     /// It does not get ready.
     pub async fn relay(&self, id: &str, place: &Place, options: &RelayOptions) -> Result<Relay> {
-        let mut relay = Relay {
+        let mut relay = self.new_relay(id, place, options)?;
+        relay.start().await?;
+        Ok(relay)
+    }
+
+    /// Starts a relay that joins the controllers started so far, and does not wait: it may have to wait itself.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch_relay(&self, id: &str, place: &Place, options: &RelayOptions) -> Result<Relay> {
+        let mut relay = self.new_relay(id, place, options)?;
+        relay.launch()?;
+        Ok(relay)
+    }
+
+    fn new_relay(&self, id: &str, place: &Place, options: &RelayOptions) -> Result<Relay> {
+        let served = Place { address: options.address.unwrap_or(place.address), ..place.clone() };
+        let relay = Relay {
             id: id.to_owned(),
             place: place.clone(),
+            served,
+            around: options.around.clone(),
             config: self.directory.join(format!("{id}.toml")),
             process: None,
         };
         self.configure(&relay, options)?;
-        relay.start().await?;
         Ok(relay)
     }
 
@@ -183,24 +230,38 @@ impl Cluster {
     /// # Errors
     /// The file cannot be written.
     pub fn configure(&self, relay: &Relay, options: &RelayOptions) -> Result<()> {
-        let place = &relay.place;
+        let (place, served) = (&relay.place, &relay.served);
         let controllers: Vec<String> = self.controllers.iter().map(|at| format!("https://{at}")).collect();
         let mut text = String::new();
         writeln!(text, "node_id = \"{}\"\nregion = \"{}\"", relay.id, options.region)?;
         writeln!(text, "state_dir = {:?}", self.state_of(&relay.id))?;
         let listeners = [("udp", TURN), ("tcp", TURN)].into_iter().chain(options.listen.iter().copied());
-        let listeners: Vec<String> = listeners.map(|(scheme, port)| format!("{scheme}://{}", place.at(port))).collect();
+        let listeners: Vec<String> =
+            listeners.map(|(scheme, port)| format!("{scheme}://{}", served.at(port))).collect();
         writeln!(text, "listen = {listeners:?}")?;
-        writeln!(text, "relay_ip = \"{ip}\"\npublic_ip = \"{ip}\"", ip = place.address)?;
+        writeln!(text, "relay_ip = \"{}\"", served.address)?;
+        writeln!(text, "public_ip = \"{}\"", options.public.unwrap_or(served.address))?;
         writeln!(text, "allow_loopback_peers = {}", place.address.is_loopback())?;
         writeln!(text, "workers = {}\nhttp = \"{}\"", options.workers, place.at(RELAY_HTTP))?;
         if !controllers.is_empty() {
             let tls = self.tls(&Identity::Relay(relay.id.clone()))?;
             writeln!(text, "controllers = {controllers:?}\n{tls}")?;
         }
+        // Whoever stops a relay here waits for its end.
+        if !options.more.contains("drain_deadline") {
+            writeln!(text, "drain_deadline = 0")?;
+        }
         writeln!(text, "{}", options.more)?;
         fs::write(&relay.config, text)?;
         Ok(())
+    }
+
+    /// Gives a relay another certificate, in the place of the one it has.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn renew(&self, relay: &Relay) -> Result<()> {
+        self.issue(&Identity::Relay(relay.id.clone())).map(drop)
     }
 
     /// State directory of a relay.
@@ -263,7 +324,7 @@ impl Cluster {
     /// # Errors
     /// The controller does not answer with any.
     pub async fn ice_servers(&self, controller: &Controller, query: &str) -> Result<Value> {
-        let answer: Value = controller.http_json(&format!("/v1/ice-servers?{query}")).await?;
+        let answer = controller.discovered(&format!("/v1/ice-servers?{query}")).await?;
         let servers = answer["iceServers"].clone();
         ensure!(servers.as_array().is_some_and(|list| !list.is_empty()), "no ICE servers in {answer}");
         Ok(servers)
@@ -276,8 +337,25 @@ impl Controller {
     /// # Errors
     /// It does not get ready.
     pub async fn start(&mut self) -> Result<()> {
-        self.process = Some(start(&self.place, "controller", &self.config)?);
+        self.launch()?;
         ready(&self.place, HTTP, self.process.as_mut().context("started")?).await
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        self.process = Some(start(&self.place, "controller", &self.config, &self.around)?);
+        Ok(())
+    }
+
+    /// SIGSTOP, or SIGCONT.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.process.as_ref().context("the controller does not run")?.freeze(frozen)
     }
 
     /// SIGKILL.
@@ -293,9 +371,15 @@ impl Controller {
     /// # Errors
     /// The controller does not answer.
     pub async fn login(&self, user: &str) -> Result<Login> {
-        let answer: Value = self.http_json(&format!("/v1/turn?service=turn&username={user}")).await?;
+        let answer = self.discovered(&format!("/v1/turn?service=turn&username={user}")).await?;
         let text = |key: &str| answer[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {answer}"));
         Ok(Login { username: text("username")?, password: text("password")? })
+    }
+
+    /// What discovery says, once a relay is in its picture: one that is ready may have joined a moment ago.
+    async fn discovered(&self, path: &str) -> Result<Value> {
+        let (answer, _) = eventually("a relay is discovered", READY, async || self.http_json(path).await).await?;
+        Ok(answer)
     }
 
     /// Reads JSON from its HTTP address.
@@ -323,7 +407,7 @@ impl Relay {
     /// # Errors
     /// It cannot be started.
     pub fn launch(&mut self) -> Result<()> {
-        self.process = Some(start(&self.place, "relay-node", &self.config)?);
+        self.process = Some(start(&self.place, "relay-node", &self.config, &self.around)?);
         Ok(())
     }
 
@@ -347,12 +431,41 @@ impl Relay {
             .await
     }
 
+    /// SIGTERM, and does not wait; see [`Relay::ended`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn terminate(&self) -> Result<()> {
+        self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.signal(Signal::SIGTERM)
+    }
+
+    /// Waits until it has ended in order, after [`Relay::terminate`]; or by the signal itself, which one gets that was told
+    /// before it had begun.
+    ///
+    /// # Errors
+    /// It did not within ten seconds, or not in order.
+    pub async fn ended(&mut self) -> Result<()> {
+        let mut process = self.process.take().with_context(|| format!("{} does not run", self.id))?;
+        let status = process.wait(Duration::from_secs(10)).await?;
+        let never_began = status.signal() == Some(Signal::SIGTERM as i32);
+        ensure!(status.success() || never_began, "{} ended with {status}", self.id);
+        Ok(())
+    }
+
     /// SIGSTOP, or SIGCONT: it hangs, with all its connections open, or goes on.
     ///
     /// # Errors
     /// It does not run.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.freeze(frozen)
+    }
+
+    /// Fails if it has ended by itself.
+    ///
+    /// # Errors
+    /// It has; the message carries the last lines of its log.
+    pub fn must_run(&mut self) -> Result<()> {
+        self.process.as_mut().with_context(|| format!("{} does not run", self.id))?.must_run()
     }
 
     /// Its process id.
@@ -374,7 +487,7 @@ impl Relay {
     /// Where clients reach it.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.place.at(TURN)
+        self.served.at(TURN)
     }
 
     /// Sum of a metric's samples whose labels contain `labels`; 0 if there are none.
@@ -403,9 +516,9 @@ fn sum_of(text: &str, name: &str, labels: &str) -> f64 {
         .sum()
 }
 
-fn start(place: &Place, program: &str, config: &Path) -> Result<Process> {
+fn start(place: &Place, program: &str, config: &Path, around: &Around) -> Result<Process> {
     let name = config.file_stem().context("configuration without a name")?.to_string_lossy().into_owned();
-    let mut command = Command::new(binary(program)?);
+    let mut command = around.command(binary(program)?);
     command.arg("--config").arg(config);
     let directory = config.parent().context("configuration without a directory")?;
     Process::start(&place.host, directory, &name, command)

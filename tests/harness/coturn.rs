@@ -1,8 +1,7 @@
 //! coturn: the server that ours is compared with, and its load generator.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,7 +13,7 @@ use sha1::Sha1;
 
 use crate::certificate::Pair;
 use crate::place::Place;
-use crate::process::Process;
+use crate::process::{Around, Process};
 use crate::turn::Login;
 use crate::wait::eventually;
 
@@ -25,6 +24,24 @@ const REALM: &str = "coturn";
 
 /// Its port of TLS and DTLS.
 const TLS: u16 = 443;
+
+/// How it is started.
+pub struct Flavour {
+    /// Its path, or name.
+    pub program: PathBuf,
+    /// Threads that relay.
+    pub threads: u16,
+    /// What it is started in.
+    pub around: Around,
+    /// More arguments.
+    pub more: Vec<String>,
+}
+
+impl Default for Flavour {
+    fn default() -> Self {
+        Self { program: "turnserver".into(), threads: 2, around: Around::default(), more: Vec::new() }
+    }
+}
 
 /// A running `turnserver`.
 pub struct Coturn {
@@ -38,7 +55,7 @@ impl Coturn {
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn start(place: &Place, directory: &Path) -> Result<Self> {
-        Self::launch(place, directory, None).await
+        Self::launch(place, directory, None, &Flavour::default()).await
     }
 
     /// The same, with TLS and DTLS on port 443.
@@ -46,12 +63,20 @@ impl Coturn {
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn start_secure(place: &Place, directory: &Path, certificate: &Pair) -> Result<Self> {
-        Self::launch(place, directory, Some(certificate)).await
+        Self::launch(place, directory, Some(certificate), &Flavour::default()).await
     }
 
-    async fn launch(place: &Place, directory: &Path, certificate: Option<&Pair>) -> Result<Self> {
+    /// The same as [`Coturn::start`], otherwise.
+    ///
+    /// # Errors
+    /// It is not installed or does not answer.
+    pub async fn start_as(place: &Place, directory: &Path, flavour: &Flavour) -> Result<Self> {
+        Self::launch(place, directory, None, flavour).await
+    }
+
+    async fn launch(place: &Place, directory: &Path, certificate: Option<&Pair>, flavour: &Flavour) -> Result<Self> {
         let address = place.address;
-        let mut command = Command::new("turnserver");
+        let mut command = flavour.around.command(&flavour.program);
         match certificate {
             Some(pair) => {
                 command.arg(format!("--cert={}", pair.certificate.display()));
@@ -62,7 +87,8 @@ impl Coturn {
             }
         }
         command.args(["-n", "--no-cli", "--fingerprint", "--use-auth-secret", "--log-file=stdout"]);
-        command.args(["--allow-loopback-peers", "--no-software-attribute", "-m", "2"]);
+        command.args(["--allow-loopback-peers", "--no-software-attribute"]);
+        command.arg("-m").arg(flavour.threads.to_string()).args(&flavour.more);
         command.arg(format!("--static-auth-secret={SECRET}")).arg(format!("--realm={REALM}"));
         command.arg(format!("--listening-ip={address}")).arg(format!("--relay-ip={address}"));
         command.arg(format!("--userdb={}", directory.join("coturn.sqlite").display()));
@@ -76,6 +102,12 @@ impl Coturn {
         })
         .await?;
         Ok(server)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// Where clients reach it.

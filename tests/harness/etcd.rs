@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Client, GetOptions};
 
 use crate::place::Place;
@@ -15,10 +15,19 @@ use crate::wait::eventually;
 /// Root prefix of the cluster's keys (the controller's default).
 pub const PREFIX: &str = "turnpike/";
 
+/// Keys under which [`Etcd::fill`] puts what fills it.
+pub(crate) const BALLAST: &str = "ballast/";
+
 /// One etcd member; dies with this value.
 pub struct Etcd {
-    place: Place,
+    /// Where it runs.
+    pub place: Place,
+    name: String,
     directory: PathBuf,
+    /// `--initial-cluster`.
+    members: String,
+    /// More arguments.
+    more: Vec<String>,
     process: Option<Process>,
 }
 
@@ -28,31 +37,66 @@ impl Etcd {
     /// # Errors
     /// It is not installed or does not answer.
     pub async fn start(place: Place, directory: &Path) -> Result<Self> {
-        let mut etcd = Self { place, directory: directory.to_owned(), process: None };
+        let members = format!("test=http://{}", place.at(2380));
+        let mut etcd = Self::member("test", place, directory, members, &[]);
         etcd.restart().await?;
         Ok(etcd)
     }
 
-    /// Starts it again on the same data, after [`Etcd::kill`].
+    /// A member of a cluster whose `--initial-cluster` is `members`; it does not run yet.
+    pub(crate) fn member(name: &str, place: Place, directory: &Path, members: String, more: &[&str]) -> Self {
+        let more = more.iter().map(|&argument| argument.to_owned()).collect();
+        Self { place, name: name.to_owned(), directory: directory.to_owned(), members, more, process: None }
+    }
+
+    /// Starts it again on the same data, after [`Etcd::kill`], and waits until it answers.
     ///
     /// # Errors
     /// It does not answer.
     pub async fn restart(&mut self) -> Result<()> {
-        let (client, peer) = (self.endpoint(), format!("http://{}", self.place.at(2380)));
-        let mut command = Command::new("etcd");
-        command.args(["--name", "test", "--log-level", "warn", "--logger", "zap"]);
-        command.arg("--data-dir").arg(self.directory.join("etcd"));
-        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("test={peer}")]);
-        let mut process = Process::start(&self.place.host, &self.directory, "etcd", command)?;
+        self.launch()?;
         eventually("etcd answers", Duration::from_secs(30), async || {
-            process.must_run()?;
+            self.process.as_mut().context("etcd does not run")?.must_run()?;
             self.get(PREFIX).await
         })
         .await?;
-        self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it and does not wait: a member of a cluster answers when a majority of it is there.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        let (client, peer) = (self.endpoint(), format!("http://{}", self.place.at(2380)));
+        let mut command = Command::new("etcd");
+        command.args(["--name", &self.name, "--log-level", "warn", "--logger", "zap"]);
+        command.arg("--data-dir").arg(self.directory.join(format!("{}.etcd", self.name)));
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &self.members]).args(&self.more);
+        let log = format!("etcd-{}", self.name);
+        self.process = Some(Process::start(&self.place.host, &self.directory, &log, command)?);
+        Ok(())
+    }
+
+    /// Whether it was started and not killed.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// SIGSTOP, or SIGCONT.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.process.as_ref().context("etcd does not run")?.freeze(frozen)
+    }
+
+    /// Its process id, if it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// SIGKILL.
@@ -105,18 +149,43 @@ impl Etcd {
     /// # Errors
     /// etcdctl fails.
     pub async fn etcdctl_keys(&self, prefix: &str) -> Result<Vec<String>> {
+        let text = self.etcdctl(&["get", "--prefix", "--keys-only", prefix]).await?;
+        Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// What `etcdctl` prints to these arguments, asked of this member.
+    ///
+    /// # Errors
+    /// etcdctl fails, or takes longer than five seconds.
+    pub async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args([
-            "--endpoints",
-            &self.endpoint(),
-            "get",
-            "--prefix",
-            "--keys-only",
-            prefix,
-        ]);
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--command-timeout", "5s", "--endpoints", &self.endpoint()])
+            .args(arguments);
         let output = self.place.host.output(command).await?;
         ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout)?;
-        Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Writes keys of 1 MiB until etcd's quota (`--quota-backend-bytes`) is used up: it then refuses every write but
+    /// deletes (alarm NOSPACE).
+    ///
+    /// # Errors
+    /// It does not answer, or 256 MiB fit into it.
+    pub async fn fill(&self) -> Result<()> {
+        let endpoint = self.endpoint();
+        let filling = async move {
+            let mut client = Client::connect([endpoint], None).await?;
+            for number in 0..256 {
+                match client.put(format!("{BALLAST}{number}"), vec![b'x'; 1 << 20], None).await {
+                    Ok(_) => {}
+                    Err(error) if error.to_string().contains("database space exceeded") => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            bail!("256 MiB fit into etcd: give it a smaller --quota-backend-bytes")
+        };
+        self.place.host.run(filling).await
     }
 }

@@ -1,5 +1,6 @@
 //! Child processes: where they run, what they log, and that none outlives its test.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -57,6 +58,25 @@ impl Host {
             Self::Machine => tokio::spawn(future).await?,
             Self::Device(device) => device.spawn(|_| future)?.await?,
         }
+    }
+}
+
+/// What a program is started in: a command that runs it as its last arguments, and variables.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// Such as `nsenter --mount=… --`; it must become the program (`exec`), so that signals reach it.
+    pub prefix: Vec<OsString>,
+    /// Names and values.
+    pub variables: Vec<(OsString, OsString)>,
+}
+
+impl Around {
+    /// A command that starts `program` in it.
+    pub fn command(&self, program: impl Into<OsString>) -> Command {
+        let mut words = self.prefix.iter().cloned().chain([program.into()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
     }
 }
 
@@ -131,7 +151,7 @@ impl Process {
         self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
         Ok(())
     }

@@ -10,8 +10,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio_rustls::client::TlsStream;
 use turn_core::Transport;
 use turn_core::client::{Client, ClientConfig, Event, Security};
-use turn_core::wire::ChannelNumber;
 use turn_core::wire::stream::{Frame, frame};
+use turn_core::wire::{ChannelNumber, Class, ErrorCode, Kind, Message, Method, kind};
 
 use crate::process::Host;
 use crate::secure::{Dtls, Trust};
@@ -36,6 +36,27 @@ pub struct TurnClient {
     events: VecDeque<Event>,
     received: VecDeque<(SocketAddr, Vec<u8>)>,
     relayed: Option<SocketAddr>,
+    refusals: Vec<Refusal>,
+}
+
+/// An error response, also one that the client follows without a word.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// When it came.
+    pub at: Instant,
+    /// To what.
+    pub method: Method,
+    /// ERROR-CODE.
+    pub code: u16,
+}
+
+/// What came next; see [`TurnClient::next`].
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// Application data from a peer.
+    Data(SocketAddr, Vec<u8>),
+    /// What became of a request.
+    Event(Event),
 }
 
 enum Link {
@@ -113,7 +134,7 @@ impl TurnClient {
             lifetime: None,
             seed,
         });
-        Ok(Self { link, core, events: VecDeque::new(), received: VecDeque::new(), relayed: None })
+        Ok(Self { link, core, events: VecDeque::new(), received: VecDeque::new(), relayed: None, refusals: Vec::new() })
     }
 
     /// The same client with other mechanisms of authentication.
@@ -216,6 +237,47 @@ impl TurnClient {
         Ok(())
     }
 
+    /// What comes next, nothing if that is not before `deadline`. For clients that wait for nothing: they ask by
+    /// [`TurnClient::core`].
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn next(&mut self, deadline: Instant) -> Result<Option<Next>> {
+        loop {
+            if let Some((from, data)) = self.received.pop_front() {
+                return Ok(Some(Next::Data(from, data)));
+            }
+            if let Some(event) = self.events.pop_front() {
+                if let Event::Allocated { relayed, .. } = event {
+                    self.relayed = Some(relayed);
+                }
+                return Ok(Some(Next::Event(event)));
+            }
+            if !self.step(deadline).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The client as a value: requests made here leave with the next [`TurnClient::next`].
+    pub fn core(&mut self) -> &mut Client {
+        &mut self.core
+    }
+
+    /// Every error response so far, oldest first; they are not told again.
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refusals)
+    }
+
+    fn note_refusal(&mut self, packet: &[u8]) {
+        let Ok(message) = Message::parse(packet) else { return };
+        if message.class() == Class::Error
+            && let Ok(Some(error)) = message.attribute::<ErrorCode>()
+        {
+            self.refusals.push(Refusal { at: Instant::now(), method: message.method(), code: error.code() });
+        }
+    }
+
     async fn until<T>(
         &mut self,
         what: &str,
@@ -249,6 +311,9 @@ impl TurnClient {
                 return Ok(wake < deadline);
             }
         };
+        if kind(&packet) == Kind::Stun {
+            self.note_refusal(&packet);
+        }
         self.core.handle_packet(Instant::now(), &packet);
         // Data names a range of this very packet: it has to be taken out now.
         while let Some(event) = self.core.poll_event() {

@@ -12,7 +12,7 @@ use harness::cluster::{Cluster, RelayOptions, Store, repository, target_director
 use harness::coturn::Coturn;
 use harness::place::Place;
 use harness::turn::Login;
-use harness::{Host, Scenario, run_within};
+use harness::{Host, Scenario, eventually, run_within};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -138,6 +138,50 @@ fn agents_meet_through_a_relay() -> Result<()> {
         for stack in [Stack::Aioice, Stack::Werift] {
             for way in [(relay.address(), "udp"), (relay.address(), "tcp"), (place.at(SECURE), "tls")] {
                 all_arrive(test, stack, &authority, way, &login).await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Neither follows a 300 (RFC 8489 §10): a relay that drains sends them away once, and serves them when they come again,
+/// from other ports.
+#[test]
+fn agents_are_served_by_a_draining_relay_when_they_ask_again() -> Result<()> {
+    run_within(Duration::from_secs(180), async |test| {
+        let place = Place::on_loopback(11);
+        let authority = Authority::new(test.path())?;
+        let mut cluster = Cluster::new(test.path())?;
+        let controller = cluster.controller(&Place::on_loopback(2), Store::Embedded, "").await?;
+        let options = RelayOptions { workers: 2, ..RelayOptions::in_region("eu") };
+        let relay = cluster.relay("eu-1", &place, &options).await?;
+        let _other = cluster.relay("eu-2", &Place::on_loopback(12), &options).await?;
+        let login = controller.login("agents").await?;
+        let output = cluster.turnctl(&Host::Machine, &["drain", "eu-1"]).await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for (stack, transport) in
+            [(Stack::Aioice, "udp"), (Stack::Werift, "udp"), (Stack::Aioice, "tcp"), (Stack::Werift, "tcp")]
+        {
+            // Until it is sent away: a relay says that it drains before it does.
+            let redirects = async || relay.metric("turn_redirects_total", "").await;
+            let before = redirects().await?;
+            eventually("it is sent away", Duration::from_secs(30), async || {
+                // Whether both agents were, or one of them, is a matter of time.
+                let met = stack.meet(&authority, relay.address(), transport, &login).await.is_ok();
+                match redirects().await {
+                    Ok(now) if now > before => Ok(()),
+                    other => Err(format!("{other:?}, met: {met}")),
+                }
+            })
+            .await?;
+            let what = format!("{stack:?} over {transport}, asking again at a relay that drains");
+            let (outcome, _) = eventually(&what, Duration::from_secs(30), async || {
+                stack.meet(&authority, relay.address(), transport, &login).await
+            })
+            .await?;
+            ensure!(outcome.received == [MESSAGES; 2] && outcome.others.is_empty(), "{what}: {outcome:?}");
+            for relayed in &outcome.relayed {
+                ensure!(!relayed.is_empty() && relayed.iter().all(|r| r.ip() == place.address), "{what}: {outcome:?}");
             }
         }
         Ok(())

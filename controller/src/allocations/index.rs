@@ -1,12 +1,12 @@
 //! Which allocations there are, followed by a watch: where each one is, and the events of those that come and go.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
-use turn_core::AllocationId;
+use turn_core::{AllocationId, Transport};
 
 use super::{Inner, PREFIX, open, parse_key};
 use crate::fleet::unix_ms;
@@ -43,6 +43,8 @@ pub enum AllocationChange {
 #[derive(Debug)]
 pub(super) struct Index {
     known: Mutex<HashMap<AllocationId, Known>>,
+    /// The directory: allocations of UDP clients, by where they first came from.
+    by_client: Mutex<HashMap<SocketAddr, AllocationId>>,
     events: broadcast::Sender<AllocationEvent>,
 }
 
@@ -50,11 +52,13 @@ pub(super) struct Index {
 struct Known {
     relay_address: IpAddr,
     username: Box<[u8]>,
+    /// Of UDP.
+    client: Option<SocketAddr>,
 }
 
 impl Default for Index {
     fn default() -> Self {
-        Self { known: Mutex::default(), events: broadcast::Sender::new(EVENTS) }
+        Self { known: Mutex::default(), by_client: Mutex::default(), events: broadcast::Sender::new(EVENTS) }
     }
 }
 
@@ -69,6 +73,26 @@ impl Index {
 
     pub(super) fn address_of(&self, id: AllocationId) -> Option<IpAddr> {
         self.lock().get(&id).map(|known| known.relay_address)
+    }
+
+    /// The relay address whose allocation a UDP client has.
+    pub(super) fn located(&self, client: SocketAddr) -> Option<IpAddr> {
+        let id = *self.clients().get(&client)?;
+        self.address_of(id)
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<SocketAddr, AllocationId>> {
+        self.by_client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another allocation may be at the address by now.
+    fn forget_client(&self, id: AllocationId, known: &Known) {
+        if let Some(client) = known.client {
+            let mut clients = self.clients();
+            if clients.get(&client) == Some(&id) {
+                clients.remove(&client);
+            }
+        }
     }
 
     /// The ids made last, newest first.
@@ -107,8 +131,13 @@ impl Index {
             return Some((id, false));
         }
         let record = open(entry, &inner.keys.current().record_keys);
+        let client = record.as_ref().map(|record| record.five_tuple).filter(|it| it.transport == Transport::Udp);
+        let client = client.map(|five_tuple| five_tuple.client);
         let username = record.map(|record| record.username.into_boxed_slice()).unwrap_or_default();
-        self.lock().insert(id, Known { relay_address, username });
+        if let Some(client) = client {
+            self.clients().insert(client, id);
+        }
+        self.lock().insert(id, Known { relay_address, username, client });
         Some((id, true))
     }
 
@@ -127,6 +156,7 @@ impl Index {
         if known.get(&id).is_some_and(|known| known.relay_address == relay_address)
             && let Some(gone) = known.remove(&id)
         {
+            self.forget_client(id, &gone);
             self.tell(AllocationChange::Ended, id, &gone);
         }
     }
@@ -135,6 +165,7 @@ impl Index {
         self.lock().retain(|id, known| {
             let stays = told.contains(id);
             if !stays {
+                self.forget_client(*id, known);
                 self.tell(AllocationChange::Ended, *id, known);
             }
             stays

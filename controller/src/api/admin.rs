@@ -1,5 +1,10 @@
 //! The gRPC service `Admin`: decodes, asks the fleet and the allocations, encodes.
 
+mod drains;
+mod keys;
+mod links;
+mod usage;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -9,13 +14,14 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use turn_core::{AllocationId, Transport};
+use turn_core::AllocationId;
 use turnpike_proto::v1;
 use turnpike_proto::v1::admin_server::Admin;
 
+use super::load;
 use super::view::reason;
 use crate::allocations::{AllocationChange, AllocationEvent, Allocations, Filter, Found, ListError};
-use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView};
+use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView, Snapshot, unix_ms};
 use crate::identity::{Role, require};
 use crate::replica::Replica;
 use crate::steering::regions;
@@ -46,12 +52,12 @@ impl Admin for AdminService {
         let replica = &self.replica;
         let store = replica.store_status().await;
         let snapshot = replica.fleet.snapshot();
-        let thresholds = replica.fleet.thresholds();
+        let (thresholds, now) = (replica.fleet.thresholds(), unix_ms());
         let regions = regions(&snapshot, thresholds);
 
         let mut warnings = Vec::new();
         if let Err(error) = &store {
-            warnings.push(format!("{error}; relays go on without it, and discovery answers from memory"));
+            warnings.push(format!("{error}; relays go on, and discovery answers from memory"));
         }
         if snapshot.nodes.is_empty() {
             warnings.push("no relay has joined".to_owned());
@@ -61,14 +67,16 @@ impl Admin for AdminService {
         let unready = snapshot.nodes.values().filter(|node| node.state(thresholds) != NodeState::Ready);
         warnings.extend(unready.map(|node| {
             let state = node.state(thresholds);
-            format!("relay {} is {state}: {}", node.record.node_id, reason(node, thresholds))
+            format!("relay {} is {state}: {}", node.record.node_id, reason(node, thresholds, now))
         }));
+        warnings.extend(degraded(&snapshot, replica.keys.current().message.revision));
 
         Ok(Response::new(v1::StatusResponse {
             controller_id: replica.id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: replica.store_kind.to_owned(),
             store_healthy: store.is_ok(),
+            store_problem: store.as_ref().err().map(ToString::to_string).unwrap_or_default(),
             store_version: store.map(|status| status.version).unwrap_or_default(),
             nodes: count(snapshot.nodes.len()),
             healthy_nodes: regions.iter().map(|region| region.healthy).sum(),
@@ -86,7 +94,8 @@ impl Admin for AdminService {
         require(&request, Role::Viewer)?;
         let region = request.into_inner().region;
         let snapshot = self.replica.fleet.snapshot();
-        let wanted = snapshot.nodes.values().filter(|node| region.is_empty() || node.record.region == region);
+        let everyone = snapshot.everyone();
+        let wanted = everyone.iter().filter(|node| region.is_empty() || node.record.region == region);
         let nodes = wanted.map(|node| self.node(node)).collect();
         Ok(Response::new(v1::ListNodesResponse { nodes }))
     }
@@ -138,6 +147,14 @@ impl Admin for AdminService {
         Ok(Response::new(allocation(found)))
     }
 
+    async fn list_usage(
+        &self,
+        request: Request<v1::ListUsageRequest>,
+    ) -> Result<Response<v1::ListUsageResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        usage::list(&self.replica, request.into_inner()).await.map(Response::new)
+    }
+
     type EventsStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
 
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
@@ -166,20 +183,83 @@ impl Admin for AdminService {
         tracing::info!(%caller, allocation = id.to_text(), "an allocation is revoked");
         Ok(Response::new(v1::RevokeAllocationResponse {}))
     }
+
+    async fn drain_nodes(
+        &self,
+        request: Request<v1::DrainNodesRequest>,
+    ) -> Result<Response<v1::DrainNodesResponse>, Status> {
+        let caller = require(&request, Role::Operator)?;
+        drains::drain(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        keys::list(&self.replica).await.map(Response::new)
+    }
+
+    async fn rotate_keys(
+        &self,
+        request: Request<v1::RotateKeysRequest>,
+    ) -> Result<Response<v1::RotateKeysResponse>, Status> {
+        let caller = require(&request, Role::Admin)?;
+        keys::rotate(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn retire_key(
+        &self,
+        request: Request<v1::RetireKeyRequest>,
+    ) -> Result<Response<v1::RetireKeyResponse>, Status> {
+        let caller = require(&request, Role::Admin)?;
+        keys::retire(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn uncordon_nodes(
+        &self,
+        request: Request<v1::UncordonNodesRequest>,
+    ) -> Result<Response<v1::UncordonNodesResponse>, Status> {
+        let caller = require(&request, Role::Operator)?;
+        drains::uncordon(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_links(
+        &self,
+        request: Request<v1::ListLinksRequest>,
+    ) -> Result<Response<v1::ListLinksResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        Ok(Response::new(links::list(&self.replica)))
+    }
+
+    async fn revoke_relay(
+        &self,
+        request: Request<v1::RevokeRelayRequest>,
+    ) -> Result<Response<v1::RevokeRelayResponse>, Status> {
+        let caller = require(&request, Role::Admin)?;
+        links::revoke(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn reinstate_relay(
+        &self,
+        request: Request<v1::ReinstateRelayRequest>,
+    ) -> Result<Response<v1::ReinstateRelayResponse>, Status> {
+        let caller = require(&request, Role::Admin)?;
+        links::reinstate(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+    }
 }
 
 impl AdminService {
     fn node(&self, node: &NodeView) -> v1::Node {
-        let NodeView { record, epoch, load } = node;
+        let NodeView { record, epoch, load, drain } = node;
         let state = match node.state(self.replica.fleet.thresholds()) {
             NodeState::Ready => v1::NodeState::Ready,
             NodeState::Draining => v1::NodeState::Draining,
             NodeState::Overloaded => v1::NodeState::Overloaded,
             NodeState::Suspect => v1::NodeState::Suspect,
+            NodeState::Standby => v1::NodeState::Standby,
         };
         let listener = |listener: &crate::fleet::NodeListener| v1::Listener {
-            transport: transport(listener.transport).into(),
+            transport: load::transport(listener.transport).into(),
             address: listener.address.to_string(),
+            ip_in_certificate: listener.ip_in_certificate,
         };
         v1::Node {
             node_id: record.node_id.clone(),
@@ -190,21 +270,31 @@ impl AdminService {
             listeners: record.listeners.iter().map(listener).collect(),
             epoch: *epoch,
             state: state.into(),
-            load: Some(v1::Load {
-                allocations: load.allocations,
-                packets: load.packets,
-                bytes: load.bytes,
-                busiest_worker_permille: load.busiest_worker_permille,
-                dropped: load.dropped,
-                draining: load.draining,
-                bytes_per_second: load.bytes_per_second,
-            }),
+            load: Some(load::message(load)),
             workers: record.workers,
             registered_at: record.registered_at,
             last_report_at: load.reported_at,
             public_host: record.public_host.clone(),
+            drain: drain.as_ref().map(drains::message),
         }
     }
+}
+
+/// What relays that serve lack, and who is cordoned and not there, a line each.
+fn degraded(snapshot: &Snapshot, revision: u64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (id, node) in &snapshot.nodes {
+        if node.load.journal_failed {
+            warnings.push(format!("relay {id} cannot write its journal: its records are in the store alone"));
+        }
+        // 0 is of an older version, which does not say.
+        if (1..revision).contains(&node.load.settings_revision) {
+            warnings.push(format!("relay {id} runs with settings older than the newest"));
+        }
+    }
+    let absent = snapshot.drains.keys().filter(|id| !snapshot.nodes.contains_key(*id));
+    warnings.extend(absent.map(|id| format!("relay {id} is told to drain and is not there; uncordon it to forget it")));
+    warnings
 }
 
 fn allocation(found: Found) -> v1::Allocation {
@@ -217,7 +307,7 @@ fn allocation(found: Found) -> v1::Allocation {
         username: record.username,
         client: record.five_tuple.client.to_string(),
         server: record.five_tuple.server.to_string(),
-        transport: transport(record.five_tuple.transport).into(),
+        transport: load::transport(record.five_tuple.transport).into(),
         relayed: record.relayed.iter().map(|relayed| relayed.advertised.to_string()).collect(),
         permissions: record
             .permissions
@@ -294,15 +384,6 @@ fn refusal(error: &StoreError) -> Status {
 fn fell_behind(error: &BroadcastStreamRecvError) -> Status {
     let BroadcastStreamRecvError::Lagged(missed) = error;
     Status::data_loss(format!("this watcher fell behind and missed {missed} events; start again"))
-}
-
-fn transport(transport: Transport) -> v1::Transport {
-    match transport {
-        Transport::Udp => v1::Transport::Udp,
-        Transport::Tcp => v1::Transport::Tcp,
-        Transport::Tls => v1::Transport::Tls,
-        Transport::Dtls => v1::Transport::Dtls,
-    }
 }
 
 fn count(n: usize) -> u32 {

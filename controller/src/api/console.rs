@@ -117,6 +117,8 @@ struct ControllerJson<'a> {
     version: &'static str,
     store: &'static str,
     store_healthy: bool,
+    /// What is wrong with it and what to do; empty when it is healthy.
+    store_problem: String,
 }
 
 async fn picture(replica: &Replica, events: &VecDeque<EventJson>) -> Picture {
@@ -125,13 +127,15 @@ async fn picture(replica: &Replica, events: &VecDeque<EventJson>) -> Picture {
     // While the store is away the console shows none rather than waiting for it.
     let newest = timeout(READ, replica.allocations.newest(ALLOCATIONS)).await;
     let allocations = newest.map(Result::unwrap_or_default).unwrap_or_default();
+    let health = replica.store_health();
     let picture = PictureJson {
         at,
         controller: ControllerJson {
             id: &replica.id,
             version: env!("CARGO_PKG_VERSION"),
             store: replica.store_kind,
-            store_healthy: replica.store_is_healthy(),
+            store_healthy: health.is_ok(),
+            store_problem: health.err().map(|error| error.to_string()).unwrap_or_default(),
         },
         regions: regions(&snapshot, replica.fleet.thresholds()),
         nodes: replica.node_views(),

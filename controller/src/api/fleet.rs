@@ -1,10 +1,14 @@
 //! The `Fleet` service: relays join, report, store their records and get them back.
 
+mod guidance;
 mod hello;
 mod revocations;
 mod session;
+mod step_back;
+mod waiting;
 mod work;
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,20 +19,26 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use turnpike_proto::v1::fleet_server::Fleet;
-use turnpike_proto::v1::{ControllerMessage, RelayMessage, RestoreBatch, RestoreRequest};
+use turnpike_proto::v1::{
+    ControllerMessage, LocateRequest, LocateResponse, Located, RelayMessage, RestoreBatch, RestoreRequest,
+};
 
 use self::revocations::Revocations;
 use self::session::Joining;
-use crate::allocations::prefix_of;
+use crate::allocations::{Directory, prefix_of};
+use crate::fleet::revoked::Serial;
 use crate::fleet::{FleetView, OwnerRecord, owner_key};
 use crate::identity::{Role, require};
 use crate::keys::Keys;
+use crate::steering::Terms;
 use crate::store::{Store, StoreError};
 
 /// Messages on their way to a relay.
 const OUTBOUND: usize = 64;
 /// Records read from the store, and sent, at a time.
 const RESTORE_PAGE: usize = 256;
+/// Most clients located in a call.
+const LOCATED: usize = 64;
 /// Most bytes of records in a message.
 const RESTORE_BYTES: usize = 1024 * 1024;
 
@@ -39,6 +49,8 @@ pub struct FleetOptions {
     pub controller_id: String,
     /// Life of a node's lease, whole seconds, at least 2.
     pub lease: Duration,
+    /// By which relays are told where to send clients they do not take.
+    pub terms: Arc<Terms>,
 }
 
 /// Serves relays. Its sessions end when the last clone is dropped.
@@ -52,6 +64,7 @@ struct Shared {
     fleet: Arc<FleetView>,
     keys: Arc<Keys>,
     revocations: Arc<Revocations>,
+    directory: Directory,
     options: FleetOptions,
     closing: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
@@ -59,7 +72,13 @@ struct Shared {
 
 impl FleetService {
     /// Begins to serve over `store`.
-    pub fn start(store: Arc<dyn Store>, fleet: Arc<FleetView>, keys: Arc<Keys>, options: FleetOptions) -> Self {
+    pub fn start(
+        store: Arc<dyn Store>,
+        fleet: Arc<FleetView>,
+        keys: Arc<Keys>,
+        directory: Directory,
+        options: FleetOptions,
+    ) -> Self {
         let revocations = Arc::new(Revocations::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(revocations::follow(store.clone(), revocations.clone()));
@@ -68,6 +87,7 @@ impl FleetService {
             fleet,
             keys,
             revocations,
+            directory,
             options,
             closing: watch::Sender::new(false),
             tasks: Mutex::new(tasks),
@@ -100,7 +120,9 @@ impl Fleet for FleetService {
         request: Request<Streaming<RelayMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let identity = require(&request, Role::Relay)?;
+        let certificate = certificate(&request);
         let shared = &self.shared;
+        must_be_trusted(&shared.fleet, &identity.name, certificate.as_ref())?;
         let closing = shared.closing.subscribe();
         if *closing.borrow() {
             return Err(Status::unavailable("this controller is shutting down"));
@@ -108,6 +130,8 @@ impl Fleet for FleetService {
         let (out, answers) = mpsc::channel(OUTBOUND);
         let joining = Joining {
             node_id: identity.name,
+            certificate,
+            record: None,
             store: shared.store.clone(),
             keys: shared.keys.clone(),
             fleet: shared.fleet.clone(),
@@ -123,6 +147,7 @@ impl Fleet for FleetService {
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
         let identity = require(&request, Role::Relay)?;
+        must_be_trusted(&self.shared.fleet, &identity.name, certificate(&request).as_ref())?;
         let request = request.into_inner();
         hello::is_its_own(&identity.name, &request.node_id)?;
         let relay_address = hello::address("relay_address", &request.relay_address)?;
@@ -141,6 +166,40 @@ impl Fleet for FleetService {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn locate(&self, request: Request<LocateRequest>) -> Result<Response<LocateResponse>, Status> {
+        let identity = require(&request, Role::Relay)?;
+        must_be_trusted(&self.shared.fleet, &identity.name, certificate(&request).as_ref())?;
+        let clients = request.into_inner().clients;
+        if clients.len() > LOCATED {
+            return Err(Status::invalid_argument(format!("at most {LOCATED} clients are looked up at once")));
+        }
+        let mut found = Vec::new();
+        for client in clients {
+            let address: Result<SocketAddr, _> = client.parse();
+            let address = address.map_err(|_| Status::invalid_argument("a client is IP:port"))?;
+            if let Some(node_id) = self.shared.directory.locate(address) {
+                found.push(Located { client, node_id });
+            }
+        }
+        Ok(Response::new(LocateResponse { found }))
+    }
+}
+
+/// The caller's certificate.
+fn certificate<T>(request: &Request<T>) -> Option<Serial> {
+    Serial::of(request.peer_certs()?.first()?)
+}
+
+/// Refuses a relay whose certificate was revoked.
+fn must_be_trusted(fleet: &FleetView, node_id: &str, certificate: Option<&Serial>) -> Result<(), Status> {
+    match fleet.snapshot().revoked.get(node_id) {
+        Some(revoked) if revoked.covers(certificate) => {
+            let by = &revoked.by;
+            Err(Status::permission_denied(format!("the certificate of relay {node_id} was revoked by {by}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -178,7 +237,7 @@ async fn restore(
 /// A store's failure as gRPC says it.
 pub(super) fn status(error: &StoreError) -> Status {
     match error {
-        StoreError::Unavailable(_) | StoreError::LeaseEnded => Status::unavailable(error.to_string()),
         StoreError::Refused(_) => Status::failed_precondition(error.to_string()),
+        _ => Status::unavailable(error.to_string()),
     }
 }

@@ -2,13 +2,20 @@
 
 pub mod admin;
 mod calls;
+mod clients;
 pub mod console;
+mod draining;
+mod events;
 pub mod fleet;
 pub mod grpc;
+mod limit;
+mod load;
+mod netcheck;
 mod params;
 pub mod rest;
 pub mod steering;
 pub mod view;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +33,8 @@ use tower_http::trace::{DefaultOnFailure, TraceLayer};
 use tracing::Level;
 
 pub use self::calls::{Calls, Limits as CallLimits};
+pub use self::clients::Peer;
+pub use self::limit::{Limiter, Rates, TooOften};
 use crate::health::{self, Health};
 use crate::metrics;
 

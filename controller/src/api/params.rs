@@ -1,11 +1,16 @@
-//! The parameters of an HTTP request: its query, and behind it the form in its body. Values are bytes: names of users
-//! need not be text.
+//! The parameters of an HTTP request: its query, and behind it the form in its body; where it is from. Values are bytes:
+//! names of users need not be text.
+
+use std::net::IpAddr;
 
 use axum::RequestExt as _;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 
+use turn_core::policy::Network;
+
+use super::clients::{self, Peer};
 use super::rest::ApiError;
 
 /// Parameters and headers of a request.
@@ -13,6 +18,8 @@ use super::rest::ApiError;
 pub(super) struct Params {
     pairs: Vec<(Vec<u8>, Vec<u8>)>,
     headers: HeaderMap,
+    peer: Option<IpAddr>,
+    body: Bytes,
 }
 
 impl<S: Send + Sync> FromRequest<S> for Params {
@@ -21,17 +28,20 @@ impl<S: Send + Sync> FromRequest<S> for Params {
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let mut pairs = parse(request.uri().query().unwrap_or_default().as_bytes());
         let headers = request.headers().clone();
-        let form = headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|value| value.to_ascii_lowercase().starts_with("application/x-www-form-urlencoded"));
-        if form {
-            let body: Bytes = request.extract().await.map_err(|error: axum::extract::rejection::BytesRejection| {
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+        let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is = |wanted: &str| kind.to_ascii_lowercase().starts_with(wanted);
+        let (form, json) = (is("application/x-www-form-urlencoded"), is("application/json"));
+        let mut body = Bytes::new();
+        if form || json {
+            body = request.extract().await.map_err(|error: axum::extract::rejection::BytesRejection| {
                 ApiError::new(error.status(), "the body cannot be read or is too long")
             })?;
+        }
+        if form {
             pairs.extend(parse(&body));
         }
-        Ok(Self { pairs, headers })
+        Ok(Self { pairs, headers, peer, body })
     }
 }
 
@@ -50,6 +60,27 @@ impl Params {
                     .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, format!("{name} is not UTF-8")))
             })
             .transpose()
+    }
+
+    /// The body of a form or of JSON.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Where the request is from.
+    pub(super) fn connected(&self, trusted: &[Network]) -> Option<IpAddr> {
+        self.peer.map(|peer| clients::client(peer, &self.headers, trusted))
+    }
+
+    /// Whom it is for: the one it names, else where it is from.
+    pub(super) fn client(&self, trusted: &[Network]) -> Result<Option<IpAddr>, ApiError> {
+        match self.text("client")? {
+            None | Some("") => Ok(self.connected(trusted)),
+            Some(named) => named
+                .parse()
+                .map(Some)
+                .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "client must be an IP address")),
+        }
     }
 
     /// Everything that may be an API key: `Authorization: Bearer`, `X-API-Key`, `key` and `api`.

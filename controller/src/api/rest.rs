@@ -2,6 +2,7 @@
 //! is to choose from.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
@@ -14,23 +15,27 @@ use subtle::ConstantTimeEq as _;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use turn_core::Transport;
 
+use super::limit::TooOften;
 use super::params::Params;
 use super::view::NodeJson;
+use super::{events, netcheck};
 use crate::discovery::{Credential, DiscoveryError};
 use crate::health::Health;
 use crate::replica::Replica;
-use crate::steering::{self, Choice, DEFAULT_LIMIT, MAX_LIMIT, Query};
+use crate::steering::{self, Choice, DEFAULT_LIMIT, MAX_LIMIT, MAX_SESSION, Query};
 
 /// What an HTTP request cannot be answered with: a status and `{"error": "..."}`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiError {
     status: StatusCode,
     message: String,
+    /// Seconds.
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), retry_after: None }
     }
 }
 
@@ -40,6 +45,9 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             let challenge = HeaderValue::from_static("Bearer realm=\"turnpike\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -55,13 +63,24 @@ impl From<DiscoveryError> for ApiError {
     }
 }
 
-/// `/v1/turn`, `/v1/ice-servers`, `/v1/regions`, `/v1/nodes`, for pages of `origins` too.
+/// The answer to who asks too often.
+pub(super) fn too_often(TooOften(wait): TooOften) -> ApiError {
+    let what = "this address or API key asks too often (the controller's rate.address, rate.key)";
+    let retry_after = Some(wait.as_secs() + 1);
+    ApiError { retry_after, ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, what) }
+}
+
+/// `/v1/turn`, `/v1/ice-servers`, `/v1/netcheck`, `/v1/regions`, `/v1/nodes`, `/v1/events` and the module that follows them,
+/// for pages of `origins` too.
 pub fn router(health: Health, origins: &[String]) -> Router {
     Router::new()
         .route("/v1/turn", get(turn).post(turn))
         .route("/v1/ice-servers", get(ice_servers))
+        .route("/v1/netcheck", get(netcheck::targets).post(netcheck::report))
         .route("/v1/regions", get(regions))
         .route("/v1/nodes", get(nodes))
+        .route("/v1/events", get(events::stream))
+        .route("/turnpike.js", get(events::module))
         // Inside of the layer, because a preflight is a method no route takes.
         .method_not_allowed_fallback(method_not_allowed)
         .layer(cors(origins))
@@ -83,7 +102,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("x-api-key")])
-        .max_age(std::time::Duration::from_secs(3600))
+        .max_age(Duration::from_secs(3600))
 }
 
 /// The replica, if it is ready and the request carries an API key where one is asked for.
@@ -91,18 +110,22 @@ pub(super) fn admit<'a>(health: &'a Health, params: &Params) -> Result<&'a Arc<R
     let Some(replica) = health.replica() else {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, health.waiting_for()));
     };
-    let known = |given: &[u8]| {
-        // Every key is compared: the time says nothing about which one was close.
-        let matches = replica.api_keys.iter().map(|key| key.as_bytes().ct_eq(given).unwrap_u8());
-        matches.fold(0, |all, one| all | one) == 1
+    // Every key is compared: the time says nothing about which one was close.
+    let place = |given: &[u8]| {
+        let keys = replica.api_keys.iter().enumerate();
+        keys.fold(None, |found, (place, key)| if bool::from(key.as_bytes().ct_eq(given)) { Some(place) } else { found })
     };
-    if replica.api_keys.is_empty() || params.api_keys().any(known) {
-        return Ok(replica);
+    let key = params.api_keys().find_map(place);
+    if key.is_none() && !replica.api_keys.is_empty() {
+        // Strangers are counted too, or keys could be guessed at any rate.
+        replica.limiter.answer(params.connected(&replica.trusted_proxies), None).map_err(too_often)?;
+        return Err(ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "an API key of this cluster is needed: Authorization: Bearer KEY, X-API-Key: KEY or ?key=KEY",
+        ));
     }
-    Err(ApiError::new(
-        StatusCode::UNAUTHORIZED,
-        "an API key of this cluster is needed: Authorization: Bearer KEY, X-API-Key: KEY or ?key=KEY",
-    ))
+    replica.limiter.answer(params.connected(&replica.trusted_proxies), key).map_err(too_often)?;
+    Ok(replica)
 }
 
 #[derive(Serialize)]
@@ -121,7 +144,7 @@ async fn turn(State(health): State<Health>, params: Params) -> Result<Json<TurnR
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "service must be turn"));
     }
     let user = params.text("username")?.unwrap_or_default();
-    let (choice, credential) = replica.discovery.discover(&query(&params)?, user.as_bytes(), None)?;
+    let (choice, credential) = replica.discovery.discover(&query(replica, &params)?, user.as_bytes(), None)?;
     Ok(Json(TurnRest {
         username: username(&credential),
         password: credential.password,
@@ -149,7 +172,7 @@ struct IceServer {
 async fn ice_servers(State(health): State<Health>, params: Params) -> Result<Json<IceServers>, ApiError> {
     let replica = admit(&health, &params)?;
     let user = params.text("user")?.unwrap_or_default();
-    let (choice, credential) = replica.discovery.discover(&query(&params)?, user.as_bytes(), None)?;
+    let (choice, credential) = replica.discovery.discover(&query(replica, &params)?, user.as_bytes(), ttl(&params)?)?;
     let server = IceServer { urls: uris(&choice), username: username(&credential), credential: credential.password };
     Ok(Json(IceServers {
         ice_servers: [server],
@@ -171,7 +194,7 @@ async fn nodes(State(health): State<Health>, params: Params) -> Result<Json<Valu
     Ok(Json(json!({ "nodes": nodes })))
 }
 
-fn query(params: &Params) -> Result<Query, ApiError> {
+fn query(replica: &Replica, params: &Params) -> Result<Query, ApiError> {
     let limit = match params.text("limit")? {
         None => DEFAULT_LIMIT,
         Some(limit) => limit
@@ -182,11 +205,27 @@ fn query(params: &Params) -> Result<Query, ApiError> {
     };
     let transports = params.text("transport")?.unwrap_or_default();
     let transports = transports.split(',').map(str::trim).filter(|name| !name.is_empty()).map(transport);
+    let session = params.bytes("session").filter(|session| !session.is_empty());
+    if session.is_some_and(|session| session.len() > MAX_SESSION) {
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, format!("session is longer than {MAX_SESSION} bytes")));
+    }
     Ok(Query {
         region: params.text("region")?.filter(|region| !region.is_empty()).map(str::to_owned),
         transports: transports.collect::<Result<_, _>>()?,
         limit,
+        client: params.client(&replica.trusted_proxies)?,
+        session: session.map(<[u8]>::to_vec),
+        home: params.text("home")?.filter(|home| !home.is_empty()).map(str::to_owned),
     })
+}
+
+/// How long the credentials shall be good; too long is refused where they are made.
+fn ttl(params: &Params) -> Result<Option<Duration>, ApiError> {
+    let Some(seconds) = params.text("ttl")? else { return Ok(None) };
+    match seconds.parse() {
+        Ok(seconds @ 1..) => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(ApiError::new(StatusCode::BAD_REQUEST, "ttl must be a number of seconds, at least 1")),
+    }
 }
 
 fn transport(name: &str) -> Result<Transport, ApiError> {

@@ -6,8 +6,11 @@ use serde::Serialize;
 use turn_core::Transport;
 use turn_core::text::escape;
 
+use super::draining;
 use crate::allocations::{AllocationChange, AllocationEvent, Found};
-use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView, Snapshot, Thresholds};
+use crate::fleet::{
+    ByTransport, DrainRecord, FleetChange, FleetEvent, LinkPath, LinkRecord, NodeState, NodeView, Snapshot, Thresholds,
+};
 
 /// A relay.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,6 +26,13 @@ pub struct NodeJson {
     /// Host name in `turns:` URIs; empty is the IP.
     public_host: String,
     allocations: u64,
+    by_transport: ByTransport,
+    /// Told to drain by an operator; `null` when it is not.
+    drain: Option<DrainJson>,
+    /// When it ends itself, Unix ms; 0 when it does not.
+    ends_at: u64,
+    /// Its records are in the store alone: its journal cannot be written.
+    journal_failed: bool,
     packets_per_second: u64,
     bytes_per_second: u64,
     cpu_permille: u32,
@@ -30,28 +40,75 @@ pub struct NodeJson {
     version: String,
     /// `null` before the first report.
     last_report_ms_ago: Option<u64>,
+    /// Its end of every backbone link.
+    links: Vec<LinkJson>,
+}
+
+/// One end of a backbone link.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinkJson {
+    to: String,
+    path: LinkPath,
+    /// The relay in between, else empty.
+    via: String,
+    why: String,
+    /// 0 before the first measurement.
+    rtt_us: u32,
+    loss_permille: u32,
+}
+
+impl LinkJson {
+    fn new(link: &LinkRecord) -> Self {
+        let LinkRecord { to, path, via, why, rtt_us, loss_permille, .. } = link.clone();
+        Self { to, path, via, why, rtt_us, loss_permille }
+    }
 }
 
 impl NodeJson {
     /// The node as it looks at `now` (Unix ms).
     pub fn new(node: &NodeView, thresholds: &Thresholds, rates: &Rates, now: u64) -> Self {
-        let NodeView { record, load, epoch } = node;
+        let NodeView { record, load, epoch, drain } = node;
         let listener = |l: &crate::fleet::NodeListener| format!("{}://{}", transport_name(l.transport), l.address);
         Self {
             id: record.node_id.clone(),
             region: record.region.clone(),
             zone: record.zone.clone(),
             state: node.state(thresholds).to_string(),
-            reason: reason(node, thresholds),
+            reason: reason(node, thresholds, now),
             listeners: record.listeners.iter().map(listener).collect(),
             public_host: record.public_host.clone(),
             allocations: load.allocations,
+            by_transport: load.by_transport,
+            drain: drain.as_ref().map(|drain| DrainJson::new(drain, now)),
+            ends_at: load.ends_at,
+            journal_failed: load.journal_failed,
             packets_per_second: rates.of(&record.node_id),
             bytes_per_second: load.bytes_per_second,
             cpu_permille: load.busiest_worker_permille,
             epoch: *epoch,
             version: record.version.clone(),
             last_report_ms_ago: (load.reported_at > 0).then(|| now.saturating_sub(load.reported_at)),
+            links: load.links.iter().map(LinkJson::new).collect(),
+        }
+    }
+}
+
+/// An operator's word that a relay shall get empty.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DrainJson {
+    by: String,
+    since_ms_ago: u64,
+    /// `null` without a deadline; negative past it.
+    deadline_in_ms: Option<i64>,
+}
+
+impl DrainJson {
+    fn new(drain: &DrainRecord, now: u64) -> Self {
+        let until = |deadline: u64| i64::try_from(i128::from(deadline) - i128::from(now)).unwrap_or(i64::MAX);
+        Self {
+            by: drain.by.clone(),
+            since_ms_ago: now.saturating_sub(drain.since),
+            deadline_in_ms: (drain.deadline > 0).then(|| until(drain.deadline)),
         }
     }
 }
@@ -131,15 +188,17 @@ impl EventJson {
     }
 }
 
-/// Why a node is not ready, for people; empty when it is.
-pub fn reason(node: &NodeView, thresholds: &Thresholds) -> String {
+/// Why a node is not ready at `now` (Unix ms), for people; empty when it is.
+pub fn reason(node: &NodeView, thresholds: &Thresholds, now: u64) -> String {
     match node.state(thresholds) {
         NodeState::Ready => String::new(),
-        NodeState::Draining => "takes no new clients".to_owned(),
+        NodeState::Draining => draining::describe(node, now),
+        NodeState::Standby => format!("waits for {}", node.record.relay_address),
         NodeState::Suspect => "lost its connection to the controllers".to_owned(),
         NodeState::Overloaded if node.load.busiest_worker_permille >= thresholds.cpu_permille => {
             format!("busiest worker at {} %", node.load.busiest_worker_permille / 10)
         }
+        NodeState::Overloaded if node.load.overloaded => "it says it has enough to do".to_owned(),
         NodeState::Overloaded => {
             format!("{} of at most {} allocations", node.load.allocations, node.record.max_allocations)
         }

@@ -51,9 +51,24 @@ const KEYS: &[(&str, Form, &str)] = &[
     ("credential_ttl", Form::Number, "Seconds a credential lives [86400]"),
     ("cors_origins", Form::List, "Origins whose pages may ask [*]"),
     ("distances", Form::Toml, "[{from, to, ms}, ...]"),
+    ("regions", Form::Toml, "[{name, latitude, longitude}, ...]"),
+    ("geo", Form::Text, "MaxMind database (City) that places clients' networks"),
+    ("trusted_proxies", Form::List, "Networks of proxies before http whose X-Forwarded-For is believed"),
+    ("dns", Form::Toml, "{listen, zone, name_servers, ttl, rate}"),
+    ("dns.listen", Form::List, "Addresses of the DNS server, UDP and TCP [none]"),
+    ("dns.zone", Form::Text, "Zone that it is authoritative for"),
+    ("dns.name_servers", Form::List, "Names by which the zone is delegated to the controllers"),
+    ("dns.ttl", Form::Number, "Seconds a DNS answer lives [10]"),
+    ("dns.rate", Form::Number, "DNS answers a second to one address over UDP, 0 is no limit [100]"),
+    ("rate", Form::Toml, "{address, key}"),
+    ("rate.address", Form::Number, "HTTP discovery: answers a second to one address, 0 is no limit [100]"),
+    ("rate.key", Form::Number, "HTTP discovery: answers a second to one API key, 0 is no limit [1000]"),
     ("user_quota", Form::Number, "Allocations of one user on one relay, 0 is no limit [0]"),
     ("denied_peers", Form::List, "Peer networks denied beyond the built-in list"),
     ("lease", Form::Number, "Seconds a silent relay stays a member [5]"),
+    ("usage", Form::Toml, "{retention_hours, max_entries}"),
+    ("usage.retention_hours", Form::Number, "Hours the usage of an ended allocation is kept [168]"),
+    ("usage.max_entries", Form::Number, "Ended allocations whose usage is kept, at most [200000]"),
     ("overload", Form::Toml, "{cpu_permille, allocations_percent}"),
     ("overload.cpu_permille", Form::Number, "A relay busier than this is overloaded [850]"),
     ("overload.allocations_percent", Form::Number, "A relay fuller than this is overloaded [90]"),
@@ -222,7 +237,7 @@ mod tests {
         assert_eq!(settings.lease.as_secs(), 5);
         assert_eq!(settings.credential_ttl.as_secs(), 86_400);
         assert_eq!(settings.terms.home, "eu");
-        assert_eq!(settings.terms.distances.between("us", "eu"), 90);
+        assert_eq!(settings.terms.distances.known("us", "eu"), Some(90));
         assert_eq!(settings.terms.thresholds.cpu_permille, 850);
         assert_eq!(settings.cors_origins, ["*"]);
         assert!(settings.api_keys.is_empty());
@@ -293,6 +308,7 @@ mod tests {
                 "--distances: distances[1]: gives a pair",
             ),
             ("nested type", "", &["--distances=[{from=\"a\",to=\"b\",ms=-1}]"], "--distances: distances[0].ms: "),
+            ("retention", "", &["--usage-max-entries=0"], "--usage-max-entries: usage.max_entries: must be 1 to"),
             ("threshold", "overload = { cpu_permille = 1001 }", &[], "FILE: overload.cpu_permille: must be"),
             (
                 "user twice",

@@ -1,10 +1,13 @@
-//! What the watched keys `nodes/`, `owners/` and `load/` say, kept as one [`Snapshot`] (pure).
+//! What the watched keys `nodes/`, `owners/`, `load/`, `drains/`, `waiting/` and `revoked/` say, kept as one [`Snapshot`] (pure).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::{LoadRecord, NodeRecord, NodeView, OwnerRecord, Snapshot, Thresholds};
+use super::{
+    DrainRecord, Drains, LoadRecord, NodeRecord, NodeView, OwnerRecord, Revoked, RevokedRecord, Snapshot, Thresholds,
+    drain, revoked, waiting,
+};
 use crate::store::WatchEvent;
 
 /// Margin beyond the lease within which nothing that vanished in an outage is called dead.
@@ -40,31 +43,48 @@ pub(super) enum Prefix {
     Nodes,
     Owners,
     Load,
+    Drains,
+    Controllers,
+    Waiting,
+    Revoked,
 }
 
 impl Prefix {
-    pub(super) const ALL: [Self; 3] = [Self::Nodes, Self::Owners, Self::Load];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Nodes, Self::Owners, Self::Load, Self::Drains, Self::Controllers, Self::Waiting, Self::Revoked];
 
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Nodes => "nodes/",
             Self::Owners => "owners/",
             Self::Load => "load/",
+            Self::Drains => drain::PREFIX,
+            Self::Controllers => crate::presence::PREFIX,
+            Self::Waiting => waiting::PREFIX,
+            Self::Revoked => revoked::PREFIX,
         }
     }
 }
 
-/// The keeper's state. A node whose key vanishes is dropped at once if it has shown life since the store last came
-/// back (then its lease had every chance to be renewed), else only after a grace of lease + 5 s: nobody is declared
-/// dead because the *store* was away.
+/// The keeper's state. A node whose key vanishes is dropped at once if it has shown life since the last trouble (then
+/// its lease had every chance to be renewed), else only when a grace of lease + 5 s after the trouble is over: nobody is
+/// declared dead because the *store* was away, or the controller that renewed its lease.
 #[derive(Debug)]
 pub(super) struct Bookkeeping {
     grace: Duration,
     nodes: BTreeMap<String, Held>,
     owners: HashMap<IpAddr, OwnerRecord>,
     loads: HashMap<String, LoadRecord>,
+    drains: Drains,
+    waiting: BTreeMap<String, NodeRecord>,
+    revoked: Revoked,
+    departed: BTreeSet<IpAddr>,
+    controllers: HashSet<String>,
+    settled: bool,
     /// Keys told since a watch's reset; a prefix in here is being told anew.
     telling: HashMap<Prefix, HashSet<String>>,
+    /// The store does not take changes: no lease can be granted anew.
+    doubted: bool,
     grace_until: Option<Instant>,
 }
 
@@ -74,10 +94,10 @@ struct Held {
     /// Last epoch seen, kept while its owner key is away.
     epoch: u64,
     load: LoadRecord,
-    /// Wrote something since the last full telling.
+    /// Wrote something since the last trouble.
     alive: bool,
-    /// Its key is gone; dropped at this time.
-    vanishes: Option<Instant>,
+    /// Its key is gone; dropped when the grace is over.
+    gone: bool,
 }
 
 impl Bookkeeping {
@@ -88,7 +108,14 @@ impl Bookkeeping {
             nodes: BTreeMap::new(),
             owners: HashMap::new(),
             loads: HashMap::new(),
+            drains: Drains::new(),
+            waiting: BTreeMap::new(),
+            revoked: Revoked::new(),
+            departed: BTreeSet::new(),
+            controllers: HashSet::new(),
+            settled: false,
             telling: HashMap::from(unsynced),
+            doubted: false,
             grace_until: None,
         }
     }
@@ -127,19 +154,54 @@ impl Bookkeeping {
         }
     }
 
-    /// Drops what has vanished long enough. Returns the next time at which there is something to drop.
+    /// Whether the store takes changes, as this replica finds it.
+    pub(super) fn doubt(&mut self, doubted: bool, now: Instant) {
+        if doubted != self.doubted {
+            self.doubted = doubted;
+            self.begin_grace(now);
+        }
+    }
+
+    /// Drops what has vanished long enough. Returns when the grace will be over, if that is known.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Instant> {
-        self.nodes.retain(|_, held| held.vanishes.is_none_or(|at| at > now));
-        self.nodes.values().filter_map(|held| held.vanishes).min()
+        self.settled = !self.is_in_grace(now);
+        if !self.settled {
+            return self.grace_until.filter(|_| !self.doubted && self.is_synced());
+        }
+        self.nodes.retain(|_, held| !held.gone);
+        None
+    }
+
+    /// Whether it may be somebody else's fault that a node is silent.
+    pub(super) fn is_in_grace(&self, now: Instant) -> bool {
+        self.doubted || !self.is_synced() || self.grace_until.is_some_and(|until| until > now)
+    }
+
+    /// From now on signs of life count anew.
+    fn begin_grace(&mut self, now: Instant) {
+        self.grace_until = Some(now + self.grace);
+        self.departed.clear();
+        for held in self.nodes.values_mut() {
+            held.alive = false;
+        }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        let view = |held: &Held| NodeView {
+        let view = |id: &String, held: &Held| NodeView {
             record: held.record.clone(),
             epoch: held.epoch,
-            load: LoadRecord { suspect: held.load.suspect || held.vanishes.is_some(), ..held.load.clone() },
+            load: LoadRecord { suspect: held.load.suspect || held.gone, ..held.load.clone() },
+            drain: self.drains.get(id).cloned(),
         };
-        Snapshot { nodes: self.nodes.iter().map(|(id, held)| (id.clone(), view(held))).collect() }
+        Snapshot {
+            nodes: self.nodes.iter().map(|(id, held)| (id.clone(), view(id, held))).collect(),
+            drains: self.drains.clone(),
+            revoked: self.revoked.clone(),
+            waiting: self.waiting.clone(),
+            settled: self.settled,
+            departed: self.departed.clone(),
+            controllers: u32::try_from(self.controllers.len()).unwrap_or(u32::MAX),
+        }
     }
 
     fn put(&mut self, prefix: Prefix, name: &str, value: &[u8]) -> Result<(), String> {
@@ -158,9 +220,10 @@ impl Bookkeeping {
                     epoch: epoch.or(kept.map(|held| held.epoch)).unwrap_or(0),
                     load: self.loads.get(name).cloned().unwrap_or_default(),
                     alive: !telling || kept.is_some_and(|held| held.alive),
-                    vanishes: None,
+                    gone: false,
                     record,
                 };
+                self.departed.remove(&held.record.relay_address);
                 self.nodes.insert(name.to_owned(), held);
             }
             Prefix::Owners => {
@@ -181,6 +244,19 @@ impl Bookkeeping {
                 }
                 self.loads.insert(name.to_owned(), load);
             }
+            Prefix::Drains => {
+                let drain: DrainRecord = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+                self.drains.insert(name.to_owned(), drain);
+            }
+            Prefix::Controllers => drop(self.controllers.insert(name.to_owned())),
+            Prefix::Waiting => {
+                let record: NodeRecord = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+                self.waiting.insert(name.to_owned(), record);
+            }
+            Prefix::Revoked => {
+                let record: RevokedRecord = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+                self.revoked.insert(name.to_owned(), record);
+            }
         }
         Ok(())
     }
@@ -188,10 +264,13 @@ impl Bookkeeping {
     fn delete(&mut self, prefix: Prefix, name: &str, now: Instant) {
         match prefix {
             Prefix::Nodes => {
-                let grace = self.grace_until.filter(|until| *until > now);
-                match (self.nodes.get_mut(name), grace) {
-                    (Some(held), Some(until)) if !held.alive => held.vanishes = Some(until),
-                    _ => drop(self.nodes.remove(name)),
+                let in_grace = self.is_in_grace(now);
+                match self.nodes.get_mut(name) {
+                    Some(held) if in_grace && !held.alive => held.gone = true,
+                    _ => {
+                        let left = self.nodes.remove(name).filter(|held| held.alive);
+                        self.departed.extend(left.map(|held| held.record.relay_address));
+                    }
                 }
             }
             Prefix::Owners => {
@@ -200,23 +279,31 @@ impl Bookkeeping {
                 }
             }
             Prefix::Load => drop(self.loads.remove(name)),
+            Prefix::Drains => drop(self.drains.remove(name)),
+            Prefix::Waiting => drop(self.waiting.remove(name)),
+            Prefix::Revoked => drop(self.revoked.remove(name)),
+            // The relays that had their sessions with it are on their way to another one.
+            Prefix::Controllers => {
+                self.controllers.remove(name);
+                self.begin_grace(now);
+            }
         }
     }
 
     fn synced(&mut self, prefix: Prefix, told: &HashSet<String>, now: Instant) {
         match prefix {
             Prefix::Nodes => {
-                let until = now + self.grace;
-                self.grace_until = Some(until);
+                self.begin_grace(now);
                 for (name, held) in &mut self.nodes {
-                    held.alive = false;
-                    if !told.contains(name) && held.vanishes.is_none() {
-                        held.vanishes = Some(until);
-                    }
+                    held.gone |= !told.contains(name);
                 }
             }
             Prefix::Owners => self.owners.retain(|address, _| told.contains(&address.to_string())),
             Prefix::Load => self.loads.retain(|name, _| told.contains(name)),
+            Prefix::Drains => self.drains.retain(|name, _| told.contains(name)),
+            Prefix::Waiting => self.waiting.retain(|name, _| told.contains(name)),
+            Prefix::Revoked => self.revoked.retain(|name, _| told.contains(name)),
+            Prefix::Controllers => self.controllers.retain(|name| told.contains(name)),
         }
     }
 }
@@ -241,23 +328,38 @@ pub(super) fn differences(before: &Snapshot, after: &Snapshot, thresholds: &Thre
             continue;
         };
         let (state, old_state) = (node.state(thresholds), old.state(thresholds));
-        let detail = if node.record.boot_id != old.record.boot_id {
-            format!("restarted, {state}")
+        let mut details = Vec::new();
+        if node.record.boot_id != old.record.boot_id {
+            details.push(format!("restarted, {state}"));
         } else if state != old_state {
-            format!("{old_state} -> {state}")
+            details.push(format!("{old_state} -> {state}"));
         } else if old.epoch != 0 && node.epoch != old.epoch {
-            format!("epoch {} -> {}", old.epoch, node.epoch)
-        } else {
-            continue;
-        };
-        events.push(event(node, FleetChange::Changed(detail)));
+            details.push(format!("epoch {} -> {}", old.epoch, node.epoch));
+        }
+        details.extend(drain_change(old.drain.as_ref(), node.drain.as_ref(), at));
+        if !details.is_empty() {
+            events.push(event(node, FleetChange::Changed(details.join(", "))));
+        }
     }
     events
+}
+
+/// What an operator has said, for people.
+fn drain_change(before: Option<&DrainRecord>, after: Option<&DrainRecord>, at: u64) -> Option<String> {
+    match (before, after) {
+        (before, Some(after)) if before != Some(after) => Some(match after.deadline.checked_sub(at) {
+            Some(left) if after.deadline > 0 => format!("told to drain within {} s by {}", left / 1000, after.by),
+            _ => format!("told to drain by {}", after.by),
+        }),
+        (Some(_), None) => Some("uncordoned".to_owned()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::NodeState;
     use crate::store::Entry;
 
     const LEASE: Duration = Duration::from_secs(5);
@@ -354,6 +456,56 @@ mod tests {
         assert_eq!(changes(&draining, &empty), [FleetChange::Left]);
     }
 
+    #[test]
+    fn the_word_of_an_operator_holds_whatever_the_node_does() {
+        let now = Instant::now();
+        let thresholds = Thresholds::default();
+        let mut book = synced_with(&["eu-1"], now);
+        let ready = book.snapshot();
+        let drain = DrainRecord { since: 5, deadline: 0, by: "operator/ann".to_owned() };
+        for id in ["eu-1", "eu-9"] {
+            book.apply(Prefix::Drains, put(&format!("drains/{id}"), &drain), now);
+        }
+        let draining = book.snapshot();
+        assert_eq!(draining.nodes["eu-1"].state(&thresholds), NodeState::Draining);
+        assert_eq!(draining.drains.keys().collect::<Vec<_>>(), ["eu-1", "eu-9"], "the absent one is kept");
+        let told = |before: &Snapshot, after: &Snapshot| {
+            let event = differences(before, after, &thresholds, 7_000).pop().expect("an event");
+            let FleetChange::Changed(detail) = event.change else { panic!("{event:?}") };
+            detail
+        };
+        assert_eq!(told(&ready, &draining), "ready -> draining, told to drain by operator/ann");
+
+        // It leaves and another one joins under the name, saying that it does not drain.
+        book.apply(Prefix::Nodes, gone("nodes/eu-1"), now + LEASE * 3);
+        let record = NodeRecord { boot_id: "later".to_owned(), ..node("eu-1") };
+        book.apply(Prefix::Nodes, put("nodes/eu-1", &record), now + LEASE * 4);
+        book.apply(Prefix::Load, put("load/eu-1", &LoadRecord::default()), now + LEASE * 4);
+        assert_eq!(book.snapshot().nodes["eu-1"].state(&thresholds), NodeState::Draining);
+
+        // A store that was away and has it no longer, and one that has.
+        book.apply(Prefix::Drains, WatchEvent::Reset, now);
+        assert!(book.snapshot().nodes["eu-1"].drains(), "the stale view goes on being served");
+        let sooner = DrainRecord { deadline: 67_000, ..drain };
+        book.apply(Prefix::Drains, put("drains/eu-1", &sooner), now);
+        book.apply(Prefix::Drains, WatchEvent::Synced, now);
+        assert_eq!(book.snapshot().drains.keys().collect::<Vec<_>>(), ["eu-1"]);
+        assert_eq!(told(&draining, &book.snapshot()), "restarted, draining, told to drain within 60 s by operator/ann");
+
+        let before = book.snapshot();
+        book.apply(Prefix::Drains, gone("drains/eu-1"), now);
+        assert_eq!(told(&before, &book.snapshot()), "draining -> ready, uncordoned");
+    }
+
+    #[test]
+    fn a_relay_that_is_told_to_stop_drains() {
+        let now = Instant::now();
+        let mut book = synced_with(&["eu-1"], now);
+        let load = LoadRecord { ends_at: 1, ..LoadRecord::default() };
+        book.apply(Prefix::Load, put("load/eu-1", &load), now);
+        assert_eq!(book.snapshot().nodes["eu-1"].state(&Thresholds::default()), NodeState::Draining);
+    }
+
     fn synced_with(nodes: &[&str], now: Instant) -> Bookkeeping {
         let mut book = Bookkeeping::new(LEASE);
         assert!(!book.is_synced());
@@ -390,6 +542,10 @@ mod tests {
             boot_id: "boot".to_owned(),
             registered_at: 0,
             lease: 1,
+            standby: false,
+            waiting: false,
+            backbone: Vec::new(),
+            cluster_only: false,
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio::time::sleep;
 
-use super::{Claimant, Decision, Granted, LoadRecord, NodeRecord, OwnerRecord, decide_owner, unix_ms};
+use super::{Claimant, Decision, Granted, LoadRecord, NodeRecord, OwnerRecord, Patience, decide_owner, unix_ms};
 use crate::store::{Entry, Guard, LeaseId, Op, Store, StoreError};
 
 /// Attempts to claim against others that claim at the same time.
@@ -31,6 +31,12 @@ pub enum ClaimError {
         epoch: u64,
         /// Its node id.
         owner: String,
+    },
+    /// Nobody holds it for the store, but whoever did may still serve.
+    #[error("who had the relay address last, under epoch {epoch}, may still serve")]
+    Unsure {
+        /// The last epoch granted.
+        epoch: u64,
     },
     /// The store failed.
     #[error(transparent)]
@@ -55,6 +61,17 @@ pub enum Lost {
     /// The store refuses what was to be written.
     #[error("{0}")]
     Refused(String),
+}
+
+/// What became of a report.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reported {
+    /// The store has it, and the lease runs anew.
+    Stored,
+    /// The lease runs anew, but the store takes no changes.
+    Renewed,
+    /// The store did not answer: the lease runs out.
+    Not,
 }
 
 /// A relay's hold on its address, as one session has it.
@@ -102,20 +119,26 @@ impl Claim {
         store: Arc<dyn Store>,
         mut record: NodeRecord,
         claimed_epoch: u64,
+        patience: Patience,
         ttl: Duration,
     ) -> Result<Self, ClaimError> {
         let keys = Keys::of(&record);
         let mut granted_lease = None;
         for _ in 0..ATTEMPTS {
-            let owner = store.get(&keys.owner).await?;
-            let granted = store.get(&keys.epoch).await?;
-            let node = store.get(&keys.node).await?;
-            let claimant = Claimant { node_id: &record.node_id, boot_id: &record.boot_id, claimed_epoch };
+            // At once: a slow store is asked for the fewest rounds. The guards see to it that they belong together.
+            let (owner, granted, node, load) = tokio::try_join!(
+                store.get(&keys.owner),
+                store.get(&keys.epoch),
+                store.get(&keys.node),
+                store.get(&keys.load),
+            )?;
+            let claimant = Claimant { node_id: &record.node_id, boot_id: &record.boot_id, claimed_epoch, patience };
             let last = granted.as_ref().map(|entry| Granted::from_text(&entry.value)).unwrap_or_default();
             let stored_owner = owner.as_ref().and_then(read::<OwnerRecord>);
             let epoch = match decide_owner(&claimant, stored_owner.as_ref(), &last) {
                 Decision::Own { epoch } => epoch,
                 Decision::Superseded { epoch, owner } => return Err(ClaimError::Superseded { epoch, owner }),
+                Decision::Unsure { epoch } => return Err(ClaimError::Unsure { epoch }),
             };
 
             let before = node.as_ref().and_then(read::<NodeRecord>);
@@ -126,13 +149,10 @@ impl Claim {
                 (None, _) => *granted_lease.insert(store.grant(ttl).await?),
             };
             record.lease = lease.0;
-            let load = match own {
-                Some(own) => {
-                    record.registered_at = own.registered_at;
-                    store.get(&keys.load).await?.as_ref().and_then(read::<LoadRecord>)
-                }
-                None => None,
-            };
+            if let Some(own) = own {
+                record.registered_at = own.registered_at;
+            }
+            let load = load.as_ref().filter(|_| own.is_some()).and_then(read::<LoadRecord>);
             let load = LoadRecord { suspect: false, reported_at: unix_ms(), ..load.unwrap_or_default() };
             let token = token()?;
             let standing = Standing {
@@ -147,7 +167,7 @@ impl Claim {
                 unchanged(&keys.epoch, granted.as_ref()),
                 unchanged(&keys.node, node.as_ref()),
             ];
-            let last = Granted { epoch, boot_id: record.boot_id.clone() };
+            let last = Granted { epoch, boot_id: record.boot_id.clone(), node_id: record.node_id.clone() };
             let mut ops = standing.leased(&keys, lease);
             ops.push(Op::Put { key: keys.epoch.clone(), value: last.to_text(), lease: None });
             if store.transact(guards, ops).await? {
@@ -191,48 +211,48 @@ impl Claim {
                 let guard = Guard::Value(self.keys().owner, standing.owner.clone());
                 match self.store.transact(vec![guard], ops.clone()).await {
                     Ok(true) => return Ok(()),
-                    Ok(false) | Err(StoreError::Unavailable(_) | StoreError::LeaseEnded) => standing.generation,
                     Err(StoreError::Refused(text)) => return Err(Lost::Refused(text)),
+                    // Nothing was written, so there is nothing to fence off.
+                    Err(StoreError::Full(_) | StoreError::Denied(_)) => None,
+                    Ok(false) | Err(_) => Some(standing.generation),
                 }
             };
-            self.recover(generation).await?;
+            match generation {
+                Some(generation) => self.recover(generation).await?,
+                None => sleep(PAUSE.1).await,
+            }
         }
     }
 
-    /// Renews the lease and stores a report. An ended lease is granted anew. False if the store is away: the next
-    /// report goes on from there.
+    /// Renews the lease and stores a report. An ended lease is granted anew; the next report goes on from there.
     ///
     /// # Errors
     /// See [`Lost`].
-    pub async fn report(&self, load: LoadRecord) -> Result<bool, Lost> {
-        let generation = {
+    pub async fn report(&self, load: LoadRecord) -> Result<Reported, Lost> {
+        let (renewed, stored, generation) = {
             let standing = self.standing.read().await;
             let lease = LeaseId(standing.record.lease);
-            let stored = match self.store.keep_alive(lease).await {
+            let renewed = self.store.keep_alive(lease).await;
+            let stored = match &renewed {
                 Ok(()) => {
                     let guard = Guard::Value(self.keys().owner, standing.owner.clone());
                     self.store.transact(vec![guard], vec![put(&self.keys().load, &load, lease)]).await
                 }
-                Err(error) => Err(error),
+                Err(error) => Err(error.clone()),
             };
-            match stored {
-                Ok(true) => None,
-                Ok(false) | Err(StoreError::LeaseEnded) => Some(standing.generation),
-                // An old report that lands late does no harm, so there is nothing to fence.
-                Err(StoreError::Unavailable(_)) => return Ok(false),
-                Err(StoreError::Refused(text)) => return Err(Lost::Refused(text)),
-            }
+            (renewed.is_ok(), stored, standing.generation)
         };
-        match generation {
-            None => {
+        match stored {
+            Ok(true) => {
                 self.standing.write().await.load = load;
-                Ok(true)
+                return Ok(Reported::Stored);
             }
-            Some(generation) => {
-                self.recover(generation).await?;
-                Ok(false)
-            }
+            Ok(false) | Err(StoreError::LeaseEnded) => self.recover(generation).await?,
+            Err(StoreError::Refused(text)) => return Err(Lost::Refused(text)),
+            // An old report that lands late does no harm, so there is nothing to fence.
+            Err(_) => {}
         }
+        Ok(if renewed { Reported::Renewed } else { Reported::Not })
     }
 
     /// Marks the node suspect: its stream broke. One attempt, and none if another session has it by now.
@@ -259,26 +279,29 @@ impl Claim {
     }
 
     /// After a write that did not land for sure: finds out who owns the address and, if it is still ours, fences off
-    /// what may be under way. Once for all writers that failed in the same `generation`.
+    /// what may be under way. Once for all writers that failed in the same `generation`. Between attempts the claim is
+    /// free for reports: they renew the lease of a store that only takes no changes.
     async fn recover(&self, generation: u64) -> Result<(), Lost> {
-        let mut standing = self.standing.write().await;
-        if standing.generation != generation {
-            return Ok(());
-        }
         let mut pause = PAUSE.0;
         loop {
-            match self.regain(&mut standing).await {
-                Ok(()) => {
-                    standing.generation += 1;
+            {
+                let mut standing = self.standing.write().await;
+                if standing.generation != generation {
                     return Ok(());
                 }
-                Err(Recovery::Over(lost)) => return Err(lost),
-                Err(Recovery::Again(error)) => {
-                    tracing::debug!(node = self.node_id, %error, "waiting for the store");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
+                match self.regain(&mut standing).await {
+                    Ok(()) => {
+                        standing.generation += 1;
+                        return Ok(());
+                    }
+                    Err(Recovery::Over(lost)) => return Err(lost),
+                    Err(Recovery::Again(error)) => {
+                        tracing::debug!(node = self.node_id, %error, "waiting for the store");
+                    }
                 }
             }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
         }
     }
 
@@ -333,7 +356,8 @@ impl Claim {
             tokens: vec![token],
             generation: standing.generation,
         };
-        let last = Granted { epoch: self.epoch, boot_id: again.record.boot_id.clone() };
+        let node_id = self.node_id.clone();
+        let last = Granted { epoch: self.epoch, boot_id: again.record.boot_id.clone(), node_id };
         let mut ops = again.leased(keys, lease);
         ops.push(Op::Put { key: keys.epoch.clone(), value: last.to_text(), lease: None });
         let guards = vec![Guard::Absent(keys.owner.clone()), unchanged(&keys.epoch, granted.as_ref())];

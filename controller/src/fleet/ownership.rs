@@ -11,9 +11,26 @@ pub struct Claimant<'a> {
     pub boot_id: &'a str,
     /// Epoch it took for itself at its start.
     pub claimed_epoch: u64,
+    /// Whether it waits if need be.
+    pub patience: Patience,
 }
 
-/// `epochs/<relay address>`: the highest epoch ever granted and the process that got it, as `<epoch> <boot id>`.
+/// What a relay that asks for its address does if it does not get it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Patience {
+    /// It ends; it is meant to be the only one with this address.
+    None,
+    /// It waits: another one may be serving.
+    Waits {
+        /// Whoever else is configured with the address is preferred.
+        standby: bool,
+        /// Nobody serves the address for sure ([`super::Snapshot::is_vacant`]).
+        vacant: bool,
+    },
+}
+
+/// `epochs/<relay address>`: the highest epoch ever granted and the process that got it, as
+/// `<epoch> <boot id> <node id>`.
 /// Unleased: the numbers must not restart when the owner's lease ends.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Granted {
@@ -21,6 +38,8 @@ pub struct Granted {
     pub epoch: u64,
     /// Empty if unknown.
     pub boot_id: String,
+    /// Empty if unknown.
+    pub node_id: String,
 }
 
 impl Granted {
@@ -30,12 +49,13 @@ impl Granted {
         let mut words = text.split_ascii_whitespace();
         let epoch = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
         let boot_id = words.next().unwrap_or_default().to_owned();
-        Self { epoch, boot_id }
+        let node_id = words.next().unwrap_or_default().to_owned();
+        Self { epoch, boot_id, node_id }
     }
 
     /// The stored text.
     pub fn to_text(&self) -> Vec<u8> {
-        format!("{} {}", self.epoch, self.boot_id).into_bytes()
+        format!("{} {} {}", self.epoch, self.boot_id, self.node_id).trim_end().into()
     }
 }
 
@@ -54,16 +74,34 @@ pub enum Decision {
         /// The holder.
         owner: String,
     },
+    /// Nobody holds it, but whoever did may still serve: it waits until that is sure.
+    Unsure {
+        /// The last epoch granted.
+        epoch: u64,
+    },
 }
 
 /// Decides a claim. Another node's living lease always wins. The same node id takes over at once, because it holds
 /// the exclusive lock on its state directory: its predecessor is dead. A process that nobody has followed in the
 /// meantime keeps its epoch, also when its lease had ended; every other one gets a number never granted before.
+///
+/// A relay that waits does not serve yet, so it takes a lease that is absent for an end only when that is sure, or when
+/// it was itself the last to have the address: leases end in outages too, and the owner may be about to claim again.
 pub fn decide_owner(claimant: &Claimant<'_>, stored: Option<&OwnerRecord>, granted: &Granted) -> Decision {
     if let Some(owner) = stored
         && owner.node_id != claimant.node_id
     {
         return Decision::Superseded { epoch: owner.epoch, owner: owner.node_id.clone() };
+    }
+    if let Patience::Waits { standby, vacant: false } = claimant.patience
+        && stored.is_none()
+    {
+        let was_its_own = granted.boot_id == claimant.boot_id || granted.node_id == claimant.node_id;
+        // Of an older controller, which wrote no name: the preferred relay may have been it, a standby was not.
+        let is_likely = !standby && granted.node_id.is_empty();
+        if !was_its_own && !is_likely {
+            return Decision::Unsure { epoch: granted.epoch };
+        }
     }
     let highest = granted.epoch.max(stored.map_or(0, |owner| owner.epoch));
     let reconnects = highest > 0 && highest == granted.epoch && granted.boot_id == claimant.boot_id;
@@ -106,23 +144,56 @@ mod tests {
             ("epochs fell behind the owner", 7, Some(("eu-1", 7)), (5, "boot"), own(8)),
         ];
         for (what, claimed_epoch, owner, (epoch, boot_id), expected) in cases {
-            let claimant = Claimant { node_id: "eu-1", boot_id: "boot", claimed_epoch: *claimed_epoch };
+            let claimant =
+                Claimant { node_id: "eu-1", boot_id: "boot", claimed_epoch: *claimed_epoch, patience: Patience::None };
             let owner = owner.map(|(node_id, epoch)| OwnerRecord {
                 node_id: node_id.to_owned(),
                 epoch,
                 session: String::new(),
             });
-            let granted = Granted { epoch: *epoch, boot_id: (*boot_id).to_owned() };
+            let granted = Granted { epoch: *epoch, boot_id: (*boot_id).to_owned(), node_id: String::new() };
             assert_eq!(decide_owner(&claimant, owner.as_ref(), &granted), *expected, "{what}");
         }
     }
 
     #[test]
+    fn who_waits_takes_nothing_that_may_be_in_use() {
+        type Case = (&'static str, bool, bool, &'static str, Option<u64>);
+        let cases: &[Case] = &[
+            ("a standby, and nobody had it ever", true, false, "", None),
+            ("the same, when that is sure", true, true, "", Some(1)),
+            ("the preferred one, and nobody had it ever", false, false, "", Some(1)),
+            ("its own process had it last", true, false, "7 boot eu-1", Some(7)),
+            ("its node had it last", true, false, "7 other eu-1", Some(8)),
+            ("another node had it last, and may be alive", false, false, "7 other eu-2", None),
+            ("another node had it last, and is gone", false, true, "7 other eu-2", Some(8)),
+            ("a standby beside one that an older controller welcomed", true, false, "7 other", None),
+            ("the preferred one, welcomed by an older controller", false, false, "7 other", Some(8)),
+        ];
+        for (what, standby, vacant, granted, expected) in cases {
+            let patience = Patience::Waits { standby: *standby, vacant: *vacant };
+            let claimant = Claimant { node_id: "eu-1", boot_id: "boot", claimed_epoch: 1, patience };
+            let granted = Granted::from_text(granted.as_bytes());
+            let expected = match expected {
+                Some(epoch) => Decision::Own { epoch: *epoch },
+                None => Decision::Unsure { epoch: granted.epoch },
+            };
+            assert_eq!(decide_owner(&claimant, None, &granted), expected, "{what}");
+            // Another node's living lease wins whatever is believed.
+            let owner = OwnerRecord { node_id: "eu-2".to_owned(), epoch: 7, session: String::new() };
+            let superseded = Decision::Superseded { epoch: 7, owner: "eu-2".to_owned() };
+            assert_eq!(decide_owner(&claimant, Some(&owner), &granted), superseded, "{what}");
+        }
+    }
+
+    #[test]
     fn granted_epochs_are_readable_text() {
-        let granted = Granted { epoch: 12, boot_id: "ab12".to_owned() };
-        assert_eq!(granted.to_text(), b"12 ab12");
-        assert_eq!(Granted::from_text(b"12 ab12"), granted);
-        assert_eq!(Granted::from_text(b"12\n"), Granted { epoch: 12, boot_id: String::new() });
+        let granted = Granted { epoch: 12, boot_id: "ab12".to_owned(), node_id: "eu-1".to_owned() };
+        assert_eq!(granted.to_text(), b"12 ab12 eu-1");
+        assert_eq!(Granted::from_text(b"12 ab12 eu-1"), granted);
+        let older = Granted { node_id: String::new(), ..granted };
+        assert_eq!((older.to_text(), Granted::from_text(b"12 ab12")), (b"12 ab12".to_vec(), older));
+        assert_eq!(Granted::from_text(b"12\n"), Granted { epoch: 12, ..Granted::default() });
         assert_eq!(Granted::from_text(b"\xff"), Granted::default());
     }
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use turnpike_proto::v1;
 
 use super::bookkeeping::{Bookkeeping, FleetEvent, Prefix, differences};
-use super::{Snapshot, Thresholds};
+use super::{Drains, NodeView, RevokedRecord, Snapshot, Thresholds};
 use crate::store::{Store, WatchEvent};
 
 /// Events a slow subscriber may fall behind by.
@@ -47,7 +47,11 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     events: broadcast::Sender<FleetEvent>,
     members: watch::Sender<Arc<v1::Members>>,
+    drains: watch::Sender<Option<Arc<Drains>>>,
     synced: watch::Sender<bool>,
+    /// The store is known not to take changes.
+    doubted: watch::Sender<bool>,
+    settled: watch::Sender<bool>,
     ever_synced: AtomicBool,
     /// Unix ms; 0 before the first.
     synced_at: AtomicU64,
@@ -60,7 +64,10 @@ impl FleetView {
             snapshot: ArcSwap::default(),
             events: broadcast::Sender::new(EVENTS),
             members: watch::Sender::default(),
+            drains: watch::Sender::default(),
             synced: watch::Sender::new(false),
+            doubted: watch::Sender::new(false),
+            settled: watch::Sender::new(false),
             ever_synced: AtomicBool::new(false),
             synced_at: AtomicU64::new(0),
         });
@@ -89,6 +96,11 @@ impl FleetView {
         self.shared.members.subscribe()
     }
 
+    /// Who is told to drain; `None` before the first full reading. Changes only when that does.
+    pub fn drains(&self) -> watch::Receiver<Option<Arc<Drains>>> {
+        self.shared.drains.subscribe()
+    }
+
     /// Whether the view follows the store right now; false before the first full reading and in an outage.
     pub fn is_synced(&self) -> bool {
         *self.shared.synced.borrow()
@@ -110,6 +122,21 @@ impl FleetView {
     }
 }
 
+impl FleetView {
+    /// Says whether the store takes changes. While it does not, and a grace of lease + 5 s beyond, a node that vanishes
+    /// is suspect and not dead.
+    pub fn doubt(&self, doubted: bool) {
+        self.shared.doubted.send_if_modified(|before| std::mem::replace(before, doubted) != doubted);
+    }
+
+    /// Waits until what is not in the view is gone for sure: the store has been well, and no controller been lost, for
+    /// lease + 5 s.
+    pub async fn settled(&self) {
+        // The sender lives in `self`, so waiting can only end by the condition.
+        let _ = self.shared.settled.subscribe().wait_for(|settled| *settled).await;
+    }
+}
+
 /// Unix time in milliseconds.
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -124,14 +151,20 @@ async fn follow(store: Arc<dyn Store>, options: ViewOptions, shared: Arc<Shared>
     }
     drop(sender);
     let mut book = Bookkeeping::new(options.lease);
+    let mut doubted = shared.doubted.subscribe();
     loop {
-        let next = book.expire(Instant::now());
+        let now = Instant::now();
+        book.doubt(*doubted.borrow_and_update(), now);
+        let next = book.expire(now);
         publish(&book, &options.thresholds, &shared);
-        let deadline = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let settled = !book.is_in_grace(now);
+        shared.settled.send_if_modified(|before| std::mem::replace(before, settled) != settled);
+        let deadline = next.unwrap_or_else(|| now + Duration::from_secs(3600));
         let mut batch = Vec::new();
         tokio::select! {
             received = events.recv_many(&mut batch, BURST) => if received == 0 { return },
             () = tokio::time::sleep_until(deadline.into()) => {}
+            _ = doubted.changed() => {}
         }
         let now = Instant::now();
         for (prefix, event) in batch {
@@ -182,32 +215,60 @@ fn publish(book: &Bookkeeping, thresholds: &Thresholds, shared: &Shared) {
             let _ = shared.events.send(event);
         }
     }
+    if shared.ever_synced.load(Ordering::Relaxed) {
+        publish_drains(shared);
+    }
     if synced != was_synced {
         shared.synced.send_replace(synced);
     }
 }
 
+fn publish_drains(shared: &Shared) {
+    let snapshot = shared.snapshot.load();
+    shared.drains.send_if_modified(|current| {
+        let changed = current.as_deref() != Some(&snapshot.drains);
+        if changed {
+            *current = Some(Arc::new(snapshot.drains.clone()));
+        }
+        changed
+    });
+}
+
 fn publish_members(shared: &Shared) {
-    let members: Vec<v1::Member> = shared
-        .snapshot
-        .load()
+    let snapshot = shared.snapshot.load();
+    let refused = |id: &String| snapshot.revoked.get(id).is_some_and(|revoked| revoked.covers(None));
+    let owns = |node: &NodeView| {
+        let owner = snapshot.node_of(node.record.relay_address);
+        owner.is_none_or(|owner| owner.record.node_id == node.record.node_id)
+    };
+    // An address that has moved is its new owner's, though the lease of the old one still runs.
+    let members: Vec<v1::Member> = snapshot
         .nodes
-        .values()
-        .map(|node| v1::Member {
+        .iter()
+        .filter(|(id, node)| !refused(id) && owns(node))
+        .map(|(_, node)| v1::Member {
             node_id: node.record.node_id.clone(),
             relay_address: node.record.relay_address.to_string(),
             relay_ips: node.record.relay_ips.iter().map(ToString::to_string).collect(),
             region: node.record.region.clone(),
             relay_port_low: u32::from(node.record.relay_ports.0),
             relay_port_high: u32::from(node.record.relay_ports.1),
+            backbone_addresses: node.record.backbone.iter().map(ToString::to_string).collect(),
+            cluster_only: node.record.cluster_only,
         })
         .collect();
+    let refusals = |(id, record): (&String, &RevokedRecord)| {
+        let of_it = |serial: &[u8]| v1::RevokedCertificate { node_id: id.clone(), serial: serial.to_vec() };
+        let all = record.covers(None).then(|| of_it(&[]));
+        record.numbers().map(|serial| of_it(serial.bytes())).chain(all).collect::<Vec<_>>()
+    };
+    let revoked: Vec<v1::RevokedCertificate> = snapshot.revoked.iter().flat_map(refusals).collect();
     shared.members.send_if_modified(|current| {
-        let changed = current.members != members;
+        let changed = current.members != members || current.revoked != revoked;
         if changed {
             // By the clock, so that it grows across replicas and across stores made anew.
             let revision = unix_ms().max(current.revision + 1);
-            *current = Arc::new(v1::Members { revision, members });
+            *current = Arc::new(v1::Members { revision, members, revoked });
         }
         changed
     });

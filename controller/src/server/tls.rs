@@ -1,7 +1,9 @@
-//! The TLS side of the gRPC listener: own certificate, and peers' certificates that go back to the cluster's CA.
+//! The TLS side of the gRPC listener: own certificate, and peers' certificates that go back to the cluster's CA. The files
+//! are read again when they change; connections that exist are not touched.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -12,11 +14,58 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use crate::config::{ConfigError, TlsFiles};
 use crate::identity::{Identity, Role};
 
-/// Reads the files and makes the listener's configuration. The certificate has to be made out to this controller.
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What new connections are met with.
+pub struct ServerTls {
+    files: TlsFiles,
+    id: String,
+    current: RwLock<Arc<ServerConfig>>,
+}
+
+/// Reads the files. The certificate has to be made out to this controller.
 ///
 /// # Errors
 /// The `tls.*` key whose file is missing, unreadable or does not fit.
-pub fn load(files: &TlsFiles, id: &str) -> Result<Arc<ServerConfig>, ConfigError> {
+pub fn load(files: &TlsFiles, id: &str) -> Result<Arc<ServerTls>, ConfigError> {
+    let current = RwLock::new(read(files, id)?);
+    Ok(Arc::new(ServerTls { files: files.clone(), id: id.to_owned(), current }))
+}
+
+impl ServerTls {
+    /// The configuration for a connection that begins now.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes changed files into use, for ever. What does not fit is refused with one line, and the old ones stay.
+    pub async fn watch(&self) {
+        let mut seen = self.contents();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let contents = self.contents();
+            if contents == seen {
+                continue;
+            }
+            // Files are not replaced at once: what does not fit now may at the next look, and is then another change.
+            seen = contents;
+            match read(&self.files, &self.id) {
+                Ok(config) => {
+                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+                    tracing::info!("the certificate of the gRPC listener was replaced");
+                }
+                Err(error) => tracing::warn!("the certificate of the gRPC listener is not replaced: {error}"),
+            }
+        }
+    }
+
+    fn contents(&self) -> [Option<Vec<u8>>; 3] {
+        [&self.files.ca, &self.files.certificate, &self.files.key].map(|file| std::fs::read(file).ok())
+    }
+}
+
+fn read(files: &TlsFiles, id: &str) -> Result<Arc<ServerConfig>, ConfigError> {
     let provider = Arc::new(ring::default_provider());
     let wrong = |key: &str, path: &Path, why: &dyn std::fmt::Display| {
         ConfigError::new(key, format!("{}: {why}", path.display()))

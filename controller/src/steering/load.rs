@@ -6,8 +6,9 @@ use crate::fleet::{NodeState, NodeView, Snapshot, Thresholds};
 
 /// Load of a node that carries as much as it can; load is counted in these millionths.
 pub(super) const FULL: u64 = 1_000_000;
-/// Penalty of a node at full load, in milliseconds. It grows with the square of the load: a region is not left for
-/// small differences, and is left before its nodes are full.
+/// Penalty of a node at full load, in milliseconds. It grows with the sixteenth power of the load: at half load it is
+/// nothing, because a client gains nothing from a far relay that is idle; a region is left when its nodes are about to
+/// be full (3 ms at 80 %, 19 at 90 %).
 const FULL_PENALTY_MS: u64 = 100;
 /// Allocations one worker is taken to carry where a node names no limit: an audio and video call's ~100 packets a
 /// second each way for every one of them is about what a core relays.
@@ -22,23 +23,24 @@ pub(super) fn state(node: &NodeView, thresholds: &Thresholds, picks: u64) -> Nod
     if state == NodeState::Ready && filled { NodeState::Overloaded } else { state }
 }
 
-/// Processor of the busiest worker plus allocations over what the node can carry. A sum, so that a fresh pick shows
-/// in it whichever of the two leads.
+/// The larger of the busiest worker's processor and the allocations over what the node can carry, plus what was picked
+/// since: a fresh pick shows whichever of the two leads.
 pub(super) fn of(node: &NodeView, picks: u64) -> u64 {
     let capacity = match node.record.max_allocations {
         0 => NOMINAL_PER_WORKER * u64::from(node.record.workers.max(1)),
         most => most,
     };
-    let allocations = (u128::from(node.load.allocations) + u128::from(picks)) * u128::from(FULL);
-    let by_allocations = u64::try_from(allocations / u128::from(capacity)).unwrap_or(u64::MAX);
-    (u64::from(node.load.busiest_worker_permille) * (FULL / 1000)).saturating_add(by_allocations)
+    let share = |of: u64| u64::try_from(u128::from(of) * u128::from(FULL) / u128::from(capacity)).unwrap_or(u64::MAX);
+    let processor = u64::from(node.load.busiest_worker_permille) * (FULL / 1000);
+    processor.max(share(node.load.allocations)).saturating_add(share(picks))
 }
 
 /// What a load adds to a node's distance, in milliseconds.
 pub(super) fn penalty_ms(load: u64) -> u64 {
-    // Past ten times full every node is as bad as the next, and the square stays small.
-    let load = load.min(10 * FULL);
-    load * load / FULL * FULL_PENALTY_MS / FULL
+    // Past one and a half times full every node is as bad as the next, and the powers stay small.
+    let load = load.min(FULL * 3 / 2);
+    let square = |x: u64| x * x / FULL;
+    square(square(square(square(load)))) * FULL_PENALTY_MS / FULL
 }
 
 /// What this controller answered with since each node's last report. Holds at most one number per known node.

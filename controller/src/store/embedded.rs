@@ -74,10 +74,13 @@ impl EmbeddedStore {
     /// Applies a transaction in memory and hands its unleased part to the disk, in one critical section, so that the
     /// file sees transactions in order.
     fn apply(&self, guards: &[Guard], ops: Vec<Op>) -> Result<Applied, StoreError> {
-        if let Some(disk) = &self.disk {
+        let mut state = self.lock();
+        // What lives in memory alone goes on: leases, and so the fleet.
+        if let Some(disk) = &self.disk
+            && ops.iter().any(|op| state.is_on_disk(op))
+        {
             disk.check()?;
         }
-        let mut state = self.lock();
         if !guards.iter().all(|guard| state.holds(guard)) {
             return Ok(Applied::Refused);
         }
@@ -215,6 +218,15 @@ impl State {
             }
         }
         writes
+    }
+
+    /// Whether an operation changes what the disk has.
+    fn is_on_disk(&self, op: &Op) -> bool {
+        let (key, leased) = match op {
+            Op::Put { key, lease, .. } => (key, lease.is_some()),
+            Op::Delete(key) => (key, true),
+        };
+        !leased || self.entries.get(key).is_some_and(|entry| entry.lease.is_none())
     }
 
     /// Removes a key and its tie to a lease; returns whether the disk has it.

@@ -1,15 +1,15 @@
 //! The etcd store (etcd 3.4 or newer, v3 API).
 
+mod combine;
 mod members;
 mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{
-    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions, TlsOptions, Txn, TxnOp,
-};
+use etcd_client::{Certificate, ConnectOptions, GetOptions, Identity, KeyValue, TlsOptions};
 
+use self::combine::Combiner;
 use self::members::{ATTEMPT, Members};
 use super::{
     Entry, Guard, LeaseId, MAX_PAGE, Op, Page, Store, StoreError, StoreStatus, Watch, check_lease, check_transaction,
@@ -54,6 +54,7 @@ pub struct EtcdTls {
 /// A store in etcd.
 pub struct EtcdStore {
     members: Arc<Members>,
+    combiner: Combiner,
     root: String,
 }
 
@@ -82,14 +83,24 @@ impl EtcdStore {
         }
         let at = options.endpoints.join(", ");
         let members = Arc::new(Members::new(options.endpoints, &connect));
-        let store = Self { members, root: options.prefix };
+        let combiner = Combiner::new(members.clone(), options.prefix.clone());
+        let store = Self { members, combiner, root: options.prefix };
         let version = match store.status().await {
             Ok(status) => status.version,
+            // It can be read, and whoever is there goes on.
+            Err(StoreError::Full(text)) => {
+                tracing::warn!("{text}");
+                return Ok(store);
+            }
             Err(StoreError::Unavailable(text)) => return Err(StoreError::Unavailable(format!("etcd at {at}: {text}"))),
+            Err(StoreError::Denied(text)) => return Err(StoreError::Denied(format!("etcd at {at}: {text}"))),
             Err(error) => return Err(StoreError::Refused(format!("etcd at {at}: {error}"))),
         };
         if is_before_3_5(&version) {
-            tracing::warn!(version, "etcd is older than 3.5: it works, but slower; 3.5 is asked for in production");
+            tracing::warn!(
+                version,
+                "etcd is older than 3.5: it works, but stores less a second; use 3.5 in production"
+            );
         } else {
             tracing::info!(version, "etcd answers");
         }
@@ -119,14 +130,7 @@ impl Store for EtcdStore {
 
     async fn transact(&self, guards: Vec<Guard>, ops: Vec<Op>) -> Result<bool, StoreError> {
         check_transaction(&guards, &ops)?;
-        let compares: Vec<Compare> = guards.into_iter().map(|guard| self.compare(guard)).collect();
-        let ops: Vec<TxnOp> = ops.into_iter().map(|op| self.op(op)).collect();
-        let txn = Txn::new().when(compares).and_then(ops);
-        let answer = self.members.once(|client| {
-            let (mut kv, txn) = (client.kv_client(), txn.clone());
-            async move { kv.txn(txn).await }
-        });
-        Ok(answer.await?.succeeded())
+        self.combiner.transact(guards, ops).await
     }
 
     async fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
@@ -168,26 +172,10 @@ impl Store for EtcdStore {
             let mut maintenance = client.maintenance_client();
             async move { maintenance.status().await }
         });
-        Ok(StoreStatus { kind: "etcd", version: status.await?.version().to_owned() })
-    }
-}
-
-impl EtcdStore {
-    fn compare(&self, guard: Guard) -> Compare {
-        match guard {
-            Guard::Value(key, value) => Compare::value(self.key(&key), CompareOp::Equal, value),
-            Guard::Revision(key, revision) => Compare::mod_revision(self.key(&key), CompareOp::Equal, revision),
-            Guard::Absent(key) => Compare::create_revision(self.key(&key), CompareOp::Equal, 0),
-        }
-    }
-
-    fn op(&self, op: Op) -> TxnOp {
-        match op {
-            Op::Put { key, value, lease } => {
-                let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
-                TxnOp::put(self.key(&key), value, options)
-            }
-            Op::Delete(key) => TxnOp::delete(self.key(&key), None),
+        let status = status.await?;
+        match status.errors() {
+            [] => Ok(StoreStatus { kind: "etcd", version: status.version().to_owned() }),
+            errors => Err(members::complaint(&errors.join(", "))),
         }
     }
 }

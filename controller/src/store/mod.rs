@@ -107,9 +107,23 @@ pub enum StoreError {
     /// The lease has run out.
     #[error("the lease has ended")]
     LeaseEnded,
+    /// It has no room for changes until somebody makes some; what is there can be read, and leases go on. Nothing was
+    /// applied, or will be.
+    #[error("the store is full: {0}")]
+    Full(String),
+    /// It does not let this controller do it; nothing was applied, or will be. An operator can mend that.
+    #[error("the store turns this controller away: {0}")]
+    Denied(String),
     /// It will not do it, now or later.
     #[error("the store refuses: {0}")]
     Refused(String),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later, once the store is well again.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Full(_) | Self::Denied(_))
+    }
 }
 
 /// State for the console and `turnctl status`.

@@ -1,6 +1,8 @@
-//! A real etcd of one member on loopback, and a proxy in front of it that can hold or cut connections.
+//! Real etcds on loopback, of one member or three, and a proxy in front of them that can hold or cut connections.
 // Each test binary uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
+
+mod trio;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,11 +11,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use controller::store::{EtcdOptions, EtcdStore, Store};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+pub(crate) use self::trio::Trio;
+
+/// Each test of the module `on_any_store` beside the call, against the embedded store and against a real etcd of its own.
+macro_rules! on_both_stores {
+    ($($test:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::on_any_store::$test(std::sync::Arc::new(controller::store::EmbeddedStore::in_memory())).await;
+            })+
+        }
+        mod etcd_for_real {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                let etcd = super::etcd::Etcd::start().await;
+                super::on_any_store::$test(super::etcd::connect(&etcd.endpoint()).await).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both_stores;
+
+/// The store of a controller whose configuration names this endpoint.
+pub(crate) async fn connect(endpoint: &str) -> Arc<dyn Store> {
+    connect_to(vec![endpoint.to_owned()]).await
+}
+
+/// As [`connect`], with several.
+pub(crate) async fn connect_to(endpoints: Vec<String>) -> Arc<dyn Store> {
+    let options = EtcdOptions { endpoints, prefix: "turnpike/".to_owned(), ..EtcdOptions::default() };
+    Arc::new(EtcdStore::connect(options).await.expect("etcd answers"))
+}
 
 /// A running (or killed) etcd; its process ends with this.
 pub(crate) struct Etcd {
@@ -21,6 +57,9 @@ pub(crate) struct Etcd {
     directory: TempDir,
     client: SocketAddr,
     peer: SocketAddr,
+    name: &'static str,
+    /// All members, `name=peer URL`, comma separated; empty: it is alone.
+    cluster: String,
     extra: Extra,
 }
 
@@ -29,6 +68,8 @@ pub(crate) struct Etcd {
 pub(crate) struct Extra {
     /// More arguments.
     pub(crate) arguments: Vec<String>,
+    /// The program; Debian's if there is none.
+    pub(crate) program: Option<std::path::PathBuf>,
     /// Set if it serves TLS: how the harness itself connects.
     pub(crate) tls: Option<etcd_client::TlsOptions>,
 }
@@ -41,13 +82,7 @@ impl Etcd {
     pub(crate) async fn start_with(extra: Extra) -> Self {
         // Ports are free when asked for; should another process be faster, take others.
         for _ in 0..5 {
-            let mut etcd = Self {
-                process: None,
-                directory: tempfile::tempdir().expect("a directory"),
-                client: free_address(),
-                peer: free_address(),
-                extra: extra.clone(),
-            };
+            let mut etcd = Self::new("one", extra.clone());
             if etcd.start_again().await {
                 return etcd;
             }
@@ -55,25 +90,61 @@ impl Etcd {
         panic!("etcd does not start; is the package etcd-server installed?");
     }
 
+    fn new(name: &'static str, extra: Extra) -> Self {
+        Self {
+            process: None,
+            directory: tempfile::tempdir().expect("a directory"),
+            client: free_address(),
+            peer: free_address(),
+            name,
+            cluster: String::new(),
+            extra,
+        }
+    }
+
     /// Starts the process on the same data; false if it ended or does not answer in 20 s.
     pub(crate) async fn start_again(&mut self) -> bool {
+        self.spawn();
+        self.answers().await
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://{}", self.peer)
+    }
+
+    fn spawn(&mut self) {
         let log = std::fs::File::create(self.directory.path().join("log")).expect("a log file");
-        let client = self.endpoint();
-        let peer = format!("http://{}", self.peer);
+        let (client, peer) = (self.endpoint(), self.peer_url());
+        let alone = format!("{}={peer}", self.name);
         let data = self.directory.path().join("data");
-        let process = Command::new("etcd")
-            .args(["--name", "one", "--log-level", "error", "--data-dir"])
+        let program = self.extra.program.as_deref().unwrap_or(Path::new("etcd"));
+        let process = Command::new(program)
+            .args(["--name", self.name, "--log-level", "error", "--data-dir"])
             .arg(data)
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--initial-cluster", if self.cluster.is_empty() { &alone } else { &self.cluster }])
             .args(&self.extra.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .expect("etcd, from Debian's etcd-server");
-        let process = self.process.insert(process);
+        self.process = Some(process);
+    }
+
+    /// False if the process ends or does not answer in 20 s.
+    async fn answers(&mut self) -> bool {
+        let Some(mut process) = self.process.take() else {
+            return false;
+        };
+        let answers = self.answers_while(&mut process).await;
+        self.process = Some(process);
+        answers
+    }
+
+    async fn answers_while(&self, process: &mut Child) -> bool {
+        let client = self.endpoint();
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
             if process.try_wait().expect("a child").is_some() {
@@ -97,6 +168,13 @@ impl Etcd {
         }
     }
 
+    /// SIGSTOP, or SIGCONT: it hangs, its connections stay.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let process = self.process.as_ref().expect("it runs").id().to_string();
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        assert!(Command::new("kill").args([signal, &process]).status().expect("kill, from procps").success());
+    }
+
     pub(crate) fn endpoint(&self) -> String {
         let scheme = if self.extra.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.client)
@@ -117,6 +195,12 @@ impl Etcd {
 }
 
 impl Extra {
+    /// An etcd 3.5, where the environment names one.
+    pub(crate) fn newer() -> Option<Self> {
+        let program = std::env::var_os("TURNPIKE_ETCD_3_5")?;
+        Some(Self { program: Some(program.into()), ..Self::default() })
+    }
+
     fn options(&self) -> Option<etcd_client::ConnectOptions> {
         self.tls.clone().map(|tls| etcd_client::ConnectOptions::new().with_tls(tls))
     }

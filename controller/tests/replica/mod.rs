@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use controller::allocations::Allocations;
 use controller::api::fleet::{FleetOptions, FleetService};
 use controller::fleet::{FleetView, NodeRecord, Thresholds, ViewOptions};
 use controller::keys::{KeyOptions, Keys};
+use controller::presence::Presence;
 use controller::store::Store;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use tokio::sync::mpsc;
@@ -25,6 +27,9 @@ use turnpike_proto::v1::{self, ControllerMessage, RelayMessage};
 
 /// Longest wait for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Replicas of this process, so that each has a name of its own.
+static REPLICAS: AtomicUsize = AtomicUsize::new(0);
 
 /// A cluster CA.
 pub(crate) struct Pki {
@@ -68,6 +73,7 @@ pub(crate) struct Replica {
     pub(crate) keys: Arc<Keys>,
     pub(crate) allocations: Allocations,
     pub(crate) service: FleetService,
+    pub(crate) presence: Presence,
     _server: JoinSet<()>,
 }
 
@@ -77,9 +83,12 @@ impl Replica {
         let fleet = Arc::new(FleetView::start(store.clone(), options));
         let options = KeyOptions { realm: "turnpike".to_owned(), ..KeyOptions::default() };
         let keys = Arc::new(Keys::start(store.clone(), &options).await.expect("a store"));
-        let options = FleetOptions { controller_id: "test".to_owned(), lease };
-        let service = FleetService::start(store.clone(), fleet.clone(), keys.clone(), options);
-        let allocations = Allocations::start(store, fleet.clone(), keys.clone());
+        let options = FleetOptions { controller_id: "test".to_owned(), lease, terms: Arc::default() };
+        let allocations = Allocations::start(store.clone(), fleet.clone(), keys.clone());
+        let directory = allocations.directory();
+        let service = FleetService::start(store.clone(), fleet.clone(), keys.clone(), directory, options);
+        let number = REPLICAS.fetch_add(1, Ordering::Relaxed);
+        let presence = Presence::start(store, fleet.clone(), &format!("test-{number}"), lease);
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");
@@ -94,7 +103,7 @@ impl Replica {
         let mut server = JoinSet::new();
         server.spawn(async move { serving.await.expect("a server") });
         timeout(fleet.synced()).await;
-        Self { address, fleet, keys, allocations, service, _server: server }
+        Self { address, fleet, keys, allocations, service, presence, _server: server }
     }
 
     /// Waits until the view says so.
@@ -123,14 +132,18 @@ pub(crate) fn hello(node_id: &str, last_octet: u8, boot_id: &str, claimed_epoch:
         zone: String::new(),
         relay_address: address.to_string(),
         relay_ips: vec![address.to_string()],
-        listeners: vec![v1::Listener { transport: v1::Transport::Udp.into(), address: format!("{address}:3478") }],
+        listeners: vec![v1::Listener {
+            transport: v1::Transport::Udp.into(),
+            address: format!("{address}:3478"),
+            ..v1::Listener::default()
+        }],
         claimed_epoch,
         boot_id: boot_id.to_owned(),
         workers: 2,
         max_allocations: 0,
         relay_port_low: 49152,
-        public_host: String::new(),
         relay_port_high: 65535,
+        ..v1::Hello::default()
     }
 }
 
@@ -166,8 +179,25 @@ impl Relay {
         self.say.send(RelayMessage { body: Some(body) }).await.expect("a session");
     }
 
+    /// Says Goodbye, hangs up, and waits until the controller has done so too.
+    pub(crate) async fn leave(mut self) {
+        self.say(Said::Goodbye(v1::Goodbye::default())).await;
+        drop(self.say);
+        timeout(async { while let Ok(Some(_)) = self.hear.message().await {} }).await;
+    }
+
     pub(crate) async fn load(&self, load: v1::Load) {
         self.say(Said::Load(load)).await;
+    }
+
+    /// Says what allocations have used, and waits until the store has it.
+    pub(crate) async fn usage(&mut self, batch_id: u64, usage: Vec<v1::Usage>) {
+        self.say(Said::Usage(v1::UsageBatch { batch_id, usage })).await;
+        let acked = |heard| match heard {
+            Heard::UsageAck(ack) if ack.batch_id == batch_id => Some(()),
+            _ => None,
+        };
+        self.hear_until("the usage is stored", acked).await;
     }
 
     /// Sends a batch and returns its number.
@@ -205,6 +235,17 @@ impl Relay {
             }
         }
         panic!("{what}: not heard");
+    }
+
+    /// The next acknowledgement: everything up to this batch is stored. May be dropped and called again.
+    pub(crate) async fn acknowledgement(&mut self) -> u64 {
+        loop {
+            match self.hear.message().await.expect("a session").and_then(|message| message.body) {
+                Some(Heard::Ack(ack)) => return ack.batch_id,
+                Some(_) => {}
+                None => panic!("the session ended"),
+            }
+        }
     }
 
     pub(crate) async fn acked(&mut self, batch: u64) {
@@ -275,6 +316,10 @@ pub(crate) fn record(relay_address: IpAddr, epoch: u64, number: u32, sequence: u
         expires_at: now + 600_000,
         family_expires_at: Vec::new(),
         mobility: None,
+        proxy: None,
+        transaction_id: None,
+        address_error: None,
+        reservation: None,
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -151,7 +151,7 @@ pub(crate) struct Node {
 /// A ready node with UDP and TCP; `last` is the last byte of its address.
 pub(crate) fn node(id: &str, region: &str, last: u8) -> Node {
     let ip = IpAddr::V4(Ipv4Addr::new(198, 51, 100, last));
-    let listener = |transport| NodeListener { transport, address: SocketAddr::new(ip, 3478) };
+    let listener = |transport| NodeListener { transport, address: SocketAddr::new(ip, 3478), ip_in_certificate: false };
     Node {
         record: NodeRecord {
             node_id: id.to_owned(),
@@ -168,6 +168,10 @@ pub(crate) fn node(id: &str, region: &str, last: u8) -> Node {
             boot_id: "boot".to_owned(),
             registered_at: unix_ms(),
             lease: 0,
+            standby: false,
+            waiting: false,
+            backbone: Vec::new(),
+            cluster_only: false,
         },
         load: LoadRecord { reported_at: unix_ms(), ..LoadRecord::default() },
     }

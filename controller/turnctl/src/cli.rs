@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    allocations, ca, completions, conform, context, discover, events, nodes, probe, status, version,
+    allocations, backbone, bench, ca, completions, conform, context, discover, drain, events, explain, import, keys,
+    nat, netcheck, nodes, probe, revoke, status, usage, version,
 };
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
@@ -27,9 +28,11 @@ const AFTER_HELP: &str = "\
 Examples:
   turnctl status                      is the cluster well, and what to do if not
   turnctl nodes -w                    relays and their load, as they change
+  turnctl explain --client ADDR       why a client is sent where
   turnctl probe                       carry packets through the nearest relays
   turnctl conform turn:example.org    does a server keep to the RFCs
   turnctl allocations list -o json    every live allocation, for programs
+  turnctl drain eu-1 --wait           empty a relay before work on it
 
 Connection options are read from TURNCTL_CONTEXT, TURNCTL_CONTROLLER,
 TURNCTL_CA, TURNCTL_CERT, TURNCTL_KEY and TURNCTL_CONFIG too.
@@ -58,14 +61,27 @@ enum Command {
     Nodes(nodes::NodesArgs),
     Regions(nodes::RegionsArgs),
     Allocations(allocations::AllocationsArgs),
+    Usage(usage::UsageArgs),
+    Drain(drain::DrainArgs),
+    Uncordon(drain::UncordonArgs),
+    Backbone(backbone::BackboneArgs),
+    RevokeRelay(revoke::RevokeArgs),
+    ReinstateRelay(revoke::ReinstateArgs),
     Discover(discover::DiscoverArgs),
+    Explain(explain::ExplainArgs),
     Credentials(discover::CredentialsArgs),
     Events(events::EventsArgs),
+    Keys(keys::KeysArgs),
+    Netcheck(netcheck::NetcheckArgs),
+    Nat(nat::NatArgs),
     Probe(probe::ProbeArgs),
     Conform(Box<conform::ConformArgs>),
     Abuse(Box<conform::AbuseArgs>),
+    Bench(Box<bench::BenchArgs>),
     #[command(subcommand)]
     Context(context::ContextCommand),
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     #[command(subcommand)]
     Ca(ca::CaCommand),
     Completions(completions::CompletionsArgs),
@@ -78,6 +94,7 @@ impl Command {
         match self {
             Self::Status(args) => args.watch,
             Self::Nodes(args) => args.watch,
+            Self::Backbone(args) => args.watch,
             Self::Events(_) => true,
             _ => false,
         }
@@ -87,9 +104,10 @@ impl Command {
     fn patience(&self) -> Option<Duration> {
         match self {
             _ if self.is_endless() => None,
+            Self::Drain(args) if args.wait => None,
             Self::Status(args) if args.wait => Some(Duration::from_secs(300)),
-            Self::Probe(_) => Some(Duration::from_secs(120)),
-            Self::Conform(_) | Self::Abuse(_) => Some(Duration::from_secs(3600)),
+            Self::Probe(_) | Self::Nat(_) => Some(Duration::from_secs(120)),
+            Self::Conform(_) | Self::Abuse(_) | Self::Bench(_) => Some(Duration::from_secs(3600)),
             _ => Some(Duration::from_secs(30)),
         }
     }
@@ -102,13 +120,25 @@ impl Command {
             Self::Nodes(args) => nodes::run(args, connection, output).await,
             Self::Regions(args) => nodes::regions(args, connection, output).await,
             Self::Allocations(args) => allocations::run(args, connection, output).await,
+            Self::Usage(args) => usage::run(args, connection, output).await,
+            Self::Drain(args) => drain::drain(args, connection, output).await,
+            Self::Uncordon(args) => drain::uncordon(args, connection, output).await,
+            Self::Backbone(args) => backbone::run(args, connection, output).await,
+            Self::RevokeRelay(args) => revoke::revoke(args, connection, output).await,
+            Self::ReinstateRelay(args) => revoke::reinstate(args, connection, output).await,
             Self::Discover(args) => discover::run(args, connection, output).await,
+            Self::Explain(args) => explain::run(args, connection, output).await,
             Self::Credentials(args) => discover::credentials(args, connection, output).await,
             Self::Events(args) => events::run(args, connection, output).await,
+            Self::Keys(args) => keys::run(args, connection, output).await,
+            Self::Nat(args) => nat::run(args, connection, output).await,
+            Self::Netcheck(args) => netcheck::run(args, connection, output).await,
             Self::Probe(args) => probe::run(args, connection, output).await,
             Self::Conform(args) => conform::run(args, output).await,
             Self::Abuse(args) => conform::run_abuse(args, output).await,
+            Self::Bench(args) => bench::run(args, output).await,
             Self::Context(command) => context::run(command, connection, output),
+            Self::Import(command) => import::run(command, output),
             Self::Ca(command) => ca::run(command, output),
             Self::Completions(args) => completions::run(args, output),
             Self::Version(args) => version::run(args, output),

@@ -111,11 +111,13 @@ impl ConnectionOptions {
         let mut reasons = Vec::new();
         for controller in &target.controllers {
             let endpoint = endpoint(controller, &tls, &target)?;
-            match endpoint.connect().await {
-                Ok(channel) => {
+            // The endpoint's own limit ends with TCP; the kernel answers that for a process that hangs.
+            match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
+                Ok(Ok(channel)) => {
                     return Ok(Cluster { channel, controller: controller.clone(), identity });
                 }
-                Err(error) => reasons.push((controller, Reason::of(&error))),
+                Ok(Err(error)) => reasons.push((controller, Reason::of(&error))),
+                Err(_) => reasons.push((controller, Reason::TimedOut)),
             }
         }
         let all: Vec<_> = reasons.iter().map(|(controller, reason)| format!("{controller}: {reason}")).collect();

@@ -310,6 +310,8 @@ pub struct Facts {
     pub identity: Option<Identity>,
     /// End of its life.
     pub not_after: OffsetDateTime,
+    /// Serial number, big-endian without leading zeros.
+    pub serial: Vec<u8>,
     is_ca: bool,
     public_key: Vec<u8>,
 }
@@ -329,6 +331,7 @@ impl Facts {
         Ok(Self {
             identity,
             not_after: parsed.validity().not_after.to_datetime(),
+            serial: parsed.raw_serial().iter().copied().skip_while(|byte| *byte == 0).collect(),
             is_ca: parsed.is_ca(),
             public_key: parsed.public_key().subject_public_key.data.to_vec(),
         })

@@ -62,6 +62,24 @@ pub(crate) fn permille(thousandths: u32) -> String {
     format!("{}.{}%", thousandths / 10, thousandths % 10)
 }
 
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes from hexadecimal; colons between them are fine.
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+    if !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    let byte = |pair: &[u8]| {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()
+    };
+    digits.chunks(2).map(byte).collect()
+}
+
 /// A measured time: `0.42 ms`, `12.3 ms`, `1.20 s`.
 pub(crate) fn measured(duration: Duration) -> String {
     let ms = duration.as_secs_f64() * 1e3;

@@ -3,12 +3,18 @@
 mod fake;
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use fake::{Fake, Files, World, parts, turnctl};
+use turn_core::wire::attribute::XorMappedAddress;
+use turn_core::wire::{Class, Message, MessageWriter};
 use turnctl::pki::create_ca;
-use turnpike_proto::v1::{Allocation, Event, EventKind, Node, NodeState};
+use turnpike_proto::v1::{
+    Allocation, AllocationUsage, Event, EventKind, Key, KeyState, LinkPath, LinkReport, LinkState, ListLinksResponse,
+    Load, NetcheckTarget, Node, NodeState, RelayLinks, Transport, TransportAllocations,
+};
 
 fn healthy() -> World {
     World { store_healthy: true, nodes: vec![node("eu-1", "eu", NodeState::Ready)], ..World::default() }
@@ -43,6 +49,29 @@ fn waiting_ends_when_the_cluster_is_well() -> Result<()> {
     *fake.world.lock().expect("lock") = healthy();
     let output = waiting.wait_with_output()?;
     assert_eq!(output.status.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn usage_is_listed_and_summed_up_by_user() -> Result<()> {
+    let usage = |username: &str, ended_at| AllocationUsage {
+        id: "01HF8Z6Z3N3QW3V1R5Y0X2C4D6".into(),
+        username: username.into(),
+        bytes_to_peer: 1000,
+        packets_to_peer: 10,
+        ended_at,
+        ..AllocationUsage::default()
+    };
+    let usage = vec![usage("1:alice", 5), usage("2:alice", 0), usage("bob", 5)];
+    let fake = Fake::start(World { usage, ..healthy() })?;
+    let (code, stdout, stderr) = parts(&fake.turnctl(&["usage", "--by-user", "-o", "json"])?);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let shown: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!(shown["users"][0]["username"], "alice");
+    assert_eq!((&shown["users"][0]["allocations"], &shown["users"][0]["live"]), (&2.into(), &1.into()));
+    assert_eq!(shown["users"][0]["bytes_to_peer"], 2000);
+    let (code, stdout, _) = parts(&fake.turnctl(&["usage", "--user", "bob"])?);
+    assert_eq!((code, stdout.lines().count()), (Some(0), 2), "{stdout}");
     Ok(())
 }
 
@@ -83,7 +112,7 @@ fn wrong_usage_is_2() -> Result<()> {
 #[test]
 fn nobody_there_is_5_with_the_reason() -> Result<()> {
     let fake = Fake::start(healthy())?;
-    let closed = closed_port()?;
+    let closed = closed_port()?.replace("https://", "");
     // Nobody listens.
     let (code, _, stderr) = parts(&fake.turnctl(&["nodes", "--controller", &closed])?);
     assert_eq!(code, Some(5), "{stderr}");
@@ -133,6 +162,66 @@ fn no_answer_in_time_is_124() -> Result<()> {
     assert_eq!(code, Some(124), "{stderr}");
     let (code, ..) = parts(&fake.turnctl(&["events", "--timeout", "200ms"])?);
     assert_eq!(code, Some(124));
+    Ok(())
+}
+
+#[test]
+fn a_relay_is_drained_watched_and_uncordoned() -> Result<()> {
+    let held = |allocations| Load {
+        allocations,
+        by_transport: vec![TransportAllocations { transport: Transport::Tls as i32, allocations }],
+        draining: true,
+        ..Load::default()
+    };
+    let fake = Fake::start(healthy())?;
+    fake.world.lock().expect("lock").nodes.push(node("eu-2", "eu", NodeState::Ready));
+    fake.world.lock().expect("lock").nodes[0].load = Some(held(2));
+    let (code, stdout, stderr) = parts(&fake.turnctl(&["drain", "eu-1", "--deadline", "30m"])?);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.starts_with("relay eu-1 draining, 2 allocations left: tls 2; "), "{stdout}");
+    let (_, stdout, _) = parts(&fake.turnctl(&["nodes", "-o", "wide"])?);
+    let line = stdout.lines().find(|line| line.contains("eu-1")).context("a line")?;
+    assert!(line.contains("draining") && line.contains("tls 2") && line.contains("in 29m"), "{stdout}");
+
+    // It gets empty while we look.
+    let mut waiting = fake.command(&["drain", "eu-1", "--wait"]).stdout(Stdio::piped()).spawn()?;
+    let mut stdout = BufReader::new(waiting.stdout.take().context("stdout")?);
+    let mut line = String::new();
+    stdout.read_line(&mut line)?;
+    fake.world.lock().expect("lock").nodes[0].load = Some(held(0));
+    stdout.read_line(&mut line)?;
+    assert_eq!(line, "relay eu-1 draining, 2 allocations left: tls 2\nrelay eu-1 drained\n");
+    assert_eq!(waiting.wait()?.code(), Some(0));
+
+    // Or it does not.
+    fake.world.lock().expect("lock").nodes[0].load = Some(held(1));
+    let (code, stdout, stderr) =
+        parts(&fake.turnctl(&["drain", "eu-1", "--wait", "--deadline", "1s", "-o", "json"])?);
+    assert_eq!(code, Some(124), "{stderr}");
+    assert!(stderr.contains("eu-1 has 1 allocation left: tls 1"), "{stderr}");
+    let last: serde_json::Value = serde_json::from_str(stdout.lines().last().context("a line")?)?;
+    assert_eq!((&last["state"], &last["by_transport"]["tls"]), (&"overdue".into(), &1.into()));
+
+    let (code, stdout, _) = parts(&fake.turnctl(&["uncordon", "eu-1"])?);
+    assert_eq!((code, stdout.as_str()), (Some(0), "relay eu-1 uncordoned\n"));
+    let (code, stdout, _) = parts(&fake.turnctl(&["uncordon", "eu-1"])?);
+    assert_eq!((code, stdout.as_str()), (Some(0), "relay eu-1 was not told to drain\n"));
+    assert_eq!(parts(&fake.turnctl(&["uncordon", "eu-9"])?).0, Some(4));
+    Ok(())
+}
+
+#[test]
+fn the_last_relay_is_drained_only_by_force() -> Result<()> {
+    let fake = Fake::start(healthy())?;
+    fake.world.lock().expect("lock").nodes.push(node("eu-2", "eu", NodeState::Ready));
+    let all: Vec<String> = fake.world.lock().expect("lock").nodes.iter().map(|node| node.node_id.clone()).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let (code, stdout, stderr) = parts(&fake.turnctl(&[&["drain"], &all[..]].concat())?);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("no ready relay left") && stderr.contains("--force"), "{stderr}");
+    let (code, stdout, _) = parts(&fake.turnctl(&[&["drain", "--force"], &all[..], &["eu-9"]].concat())?);
+    assert_eq!((code, stdout.lines().count()), (Some(0), all.len() + 1));
+    assert!(stdout.contains("relay eu-9 draining when it joins"), "{stdout}");
     Ok(())
 }
 
@@ -263,6 +352,81 @@ fn shells_get_their_completions() -> Result<()> {
 }
 
 /// The address of a port that was free a moment ago.
+/// Answers Binding requests with the address that they came from, as a NAT in between would have it if `port` is another.
+fn stun_server(port: Option<u16>) -> Result<SocketAddr> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let address = socket.local_addr()?;
+    std::thread::spawn(move || {
+        let mut bytes = [0; 1500];
+        while let Ok((len, from)) = socket.recv_from(&mut bytes) {
+            let Ok(request) = Message::parse(&bytes[..len]) else { continue };
+            let mapped = SocketAddr::new(from.ip(), port.unwrap_or(from.port()));
+            let mut answer = [0; 100];
+            let mut writer =
+                MessageWriter::new(&mut answer, Class::Success, request.method(), request.transaction_id());
+            writer.attribute(&XorMappedAddress(mapped));
+            let Ok(len) = writer.finish() else { continue };
+            let _ = socket.send_to(&answer[..len], from);
+        }
+    });
+    Ok(address)
+}
+
+#[test]
+fn regions_are_measured_shown_nearest_first_and_reported() -> Result<()> {
+    let target = |region: &str, address: String| NetcheckTarget {
+        region: region.into(),
+        node_id: format!("{region}-1"),
+        address,
+    };
+    let targets =
+        vec![target("ap", closed_port()?.replace("https://", "")), target("eu", stun_server(None)?.to_string())];
+    let fake = Fake::start(World { targets, ..healthy() })?;
+    let (code, stdout, stderr) =
+        parts(&fake.turnctl(&["netcheck", "--report", "--client", "203.0.113.7", "-o", "json"])?);
+    assert_eq!(code, Some(0), "{stderr}");
+    let seen: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!((&seen["regions"][0]["region"], &seen["regions"][1]["rtt_ms"]), (&"eu".into(), &().into()), "{seen}");
+    assert!(seen["regions"][0]["rtt_ms"].as_f64().is_some_and(|ms| ms < 1000.0), "{seen}");
+    let reported = fake.world.lock().expect("lock").reported.clone();
+    assert_eq!((reported.len(), reported[0].client.as_str()), (1, "203.0.113.7"));
+    assert_eq!(reported[0].regions.len(), 1, "the silent one is not reported: {reported:?}");
+
+    fake.world.lock().expect("lock").targets.remove(1);
+    let (code, _, stderr) = parts(&fake.turnctl(&["netcheck"])?);
+    assert_eq!(code, Some(5), "{stderr}");
+    assert!(stderr.contains("no relay answered over UDP") && stderr.contains("turnctl nat"), "{stderr}");
+    // An empty answer is explained too, and is not well.
+    let (code, _, stderr) = parts(&fake.turnctl(&["explain", "--client", "203.0.113.7"])?);
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("of 1 known, 1 draining"), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn nat_says_what_two_servers_tell_and_what_is_blocked() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let [open, other] = [stun_server(None)?, stun_server(Some(7))?];
+    let run = |uris: &[String]| {
+        let output = turnctl(home.path()).args(["nat", "-o", "json"]).args(uris).output()?;
+        let (code, stdout, stderr) = parts(&output);
+        Ok::<_, anyhow::Error>((code, serde_json::from_str::<serde_json::Value>(&stdout).unwrap_or_default(), stderr))
+    };
+    let (code, said, stderr) = run(&[format!("stun:{open}")])?;
+    assert_eq!((code, &said["kind"]), (Some(0), &"open".into()), "{said} {stderr}");
+    // Behind a NAT of which one server tells too little.
+    let (_, said, _) = run(&[format!("stun:{other}")])?;
+    assert_eq!((&said["kind"], &said["udp"]["mapping"]), (&"unknown".into(), &().into()), "{said}");
+    let closed = closed_port()?.replace("https://", "");
+    let (code, said, stderr) = run(&[format!("stun:{closed}"), format!("turn:{closed}?transport=tcp")])?;
+    assert_eq!((code, &said["kind"]), (Some(3), &"udp-blocked".into()), "{said}");
+    assert!(stderr.contains("nothing passes"), "{stderr}");
+    assert_eq!(said["streams"][0]["works"], false, "{said}");
+    let (code, _, _) = run(&["http://example.org".into()])?;
+    assert_eq!(code, Some(2));
+    Ok(())
+}
+
 fn closed_port() -> Result<String> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     Ok(format!("https://{}", listener.local_addr()?))
@@ -271,4 +435,108 @@ fn closed_port() -> Result<String> {
 /// A relay in that state.
 fn node(id: &str, region: &str, state: NodeState) -> Node {
     Node { node_id: id.into(), region: region.into(), state: state as i32, ..Node::default() }
+}
+
+#[test]
+fn keys_are_rotated_and_waited_for() -> Result<()> {
+    let newest = Key { ring: 2, state: KeyState::Newest.into(), created_at: 1, ..Key::default() };
+    let fake = Fake::start(World { keys: vec![newest], ..healthy() })?;
+    let (code, stdout, stderr) = parts(&fake.turnctl(&["keys", "rotate", "--wait"])?);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("the TURN REST secrets are in the controllers' configuration"), "{stderr}");
+    assert!(stdout.contains("newest") && stdout.contains("in force on 1 of 1 relays"), "{stdout}");
+    let (code, stdout, _) = parts(&fake.turnctl(&["keys", "-o", "json"])?);
+    let list: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!((code, &list["keys"][0]["id"], &list["relays"][0]["current"]), (Some(0), &1.into(), &true.into()));
+
+    let secret = fake.directory.path().join("secret");
+    std::fs::write(&secret, "from an app's operator\r\n")?;
+    let secret = secret.to_str().context("UTF-8")?;
+    let (code, _, stderr) = parts(&fake.turnctl(&["keys", "rotate", "--ring", "rest", "--secret-file", secret])?);
+    assert_eq!(code, Some(0), "{stderr}");
+    let request = fake.world.lock().expect("lock").rotations.pop().context("asked")?;
+    assert_eq!((request.rings, request.secret), (vec![1], b"from an app's operator".to_vec()));
+    let (code, _, stderr) = parts(&fake.turnctl(&["keys", "rotate", "--secret-file", secret])?);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("add --ring rest"), "{stderr}");
+
+    let (code, stdout, _) = parts(&fake.turnctl(&["keys", "retire", "rest", "3"])?);
+    assert_eq!((code, stdout.as_str()), (Some(0), "key 3 of the rest ring retired\n"));
+    let (code, _, stderr) = parts(&fake.turnctl(&["keys", "retire", "rest", "4"])?);
+    assert_eq!(code, Some(4), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn the_backbone_is_a_matrix_that_says_what_is_odd() -> Result<()> {
+    let link = |to: &str, path: LinkPath, via: &str, why: &str| LinkReport {
+        node_id: to.into(),
+        state: LinkState::Up.into(),
+        path: path.into(),
+        via: via.into(),
+        why: why.into(),
+        rtt_us: 80_400,
+        loss_permille: 12,
+        ..LinkReport::default()
+    };
+    let relay = |node_id: &str, links: Vec<LinkReport>| RelayLinks {
+        node_id: node_id.into(),
+        backbone_addresses: vec!["192.0.2.1:3480".into()],
+        links,
+        ..RelayLinks::default()
+    };
+    let relays = vec![
+        relay(
+            "eu-1",
+            vec![link("us-1", LinkPath::Direct, "", "direct is best"), link("sa-1", LinkPath::Via, "us-1", "faster")],
+        ),
+        relay(
+            "sa-1",
+            vec![link("eu-1", LinkPath::PlainUdp, "", "silent"), link("us-1", LinkPath::None, "", "refused")],
+        ),
+        RelayLinks { node_id: "us-1".into(), ..RelayLinks::default() },
+    ];
+    let links = ListLinksResponse { relays, ..ListLinksResponse::default() };
+    let fake = Fake::start(World { links, ..World::default() })?;
+    let (code, stdout, _) = parts(&fake.turnctl(&["backbone"])?);
+    assert_eq!(code, Some(0));
+    let lines: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["FROM", "eu-1", "sa-1", "us-1"]);
+    assert_eq!(lines[1].join(" "), "eu-1 \u{b7} via us-1 (80.4 ms 1.2%) 80.4 ms 1.2%");
+    assert_eq!(lines[2].join(" "), "sa-1 plain udp \u{b7} nothing");
+    for expected in ["eu-1 -> sa-1: via us-1, faster", "sa-1 -> us-1: nothing, refused", "us-1 has no backbone"] {
+        assert!(stdout.contains(expected), "{expected}: {stdout}");
+    }
+    let (_, stdout, _) = parts(&fake.turnctl(&["backbone", "-o", "json"])?);
+    let json: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!(json["relays"][0]["links"][1]["via"], "us-1");
+    assert_eq!(json["relays"][1]["links"][0]["path"], "plain_udp");
+    let (_, stdout, _) = parts(&fake.turnctl(&["backbone", "-o", "wide"])?);
+    assert_eq!(stdout.lines().filter(|line| line.contains(" up ")).count(), 4, "{stdout}");
+    Ok(())
+}
+
+#[test]
+fn a_relay_is_revoked_and_reinstated() -> Result<()> {
+    let fake = Fake::start(World::default())?;
+    let run = |arguments: &[&str]| Ok::<_, anyhow::Error>(parts(&fake.turnctl(arguments)?));
+    let (code, stdout, _) = run(&["revoke-relay", "eu-1", "--serial", "0A:bC"])?;
+    assert_eq!((code, stdout.as_str()), (Some(0), "certificate 0abc of relay eu-1 is refused from now on\n"));
+    let (_, stdout, _) = run(&["revoke-relay", "eu-1"])?;
+    assert_eq!(stdout, "every certificate of relay eu-1 was refused already\n");
+    assert_eq!(fake.world.lock().expect("nobody panics").links.revoked[0].serials, [vec![0x0A, 0xBC]]);
+    let (_, stdout, _) = run(&["reinstate-relay", "eu-1"])?;
+    assert_eq!(stdout, "every certificate of relay eu-1 is taken again\n");
+    let (_, stdout, _) = run(&["reinstate-relay", "eu-1"])?;
+    assert_eq!(stdout, "no certificate of relay eu-1 was refused\n");
+    // Wrong files and numbers are mistakes, and nothing is revoked.
+    let foreign = fake.directory.path().join("admin-me.pem");
+    let foreign = foreign.to_string_lossy();
+    for arguments in [["revoke-relay", "eu-1", "--serial", "xyz"], ["revoke-relay", "eu-1", "--certificate", &foreign]]
+    {
+        let (code, _, stderr) = run(&arguments)?;
+        assert_eq!(code, Some(2), "{stderr}");
+    }
+    assert!(fake.world.lock().expect("nobody panics").links.revoked.is_empty());
+    Ok(())
 }

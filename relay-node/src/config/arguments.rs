@@ -84,6 +84,9 @@ pub struct Arguments {
     /// Ports of relayed addresses [default: 49152-65535]
     #[arg(long, env = "TURNPIKE_RELAY_PORTS", value_name = "LOW-HIGH", help_heading = ADDRESSES, hide_env = true)]
     relay_ports: Option<String>,
+    /// One socket for all relayed addresses (wildcard) or one each (sockets); auto is the first where it can be had
+    #[arg(long, env = "TURNPIKE_RELAYED", value_name = "HOW", help_heading = ADDRESSES, hide_env = true)]
+    relayed: Option<String>,
 
     /// Realm [default: turnpike]
     #[arg(long, env = "TURNPIKE_REALM", value_name = "REALM", help_heading = CREDENTIALS, hide_env = true)]
@@ -108,6 +111,25 @@ pub struct Arguments {
     #[arg(long, env = "TURNPIKE_TLS_KEY", value_name = "FILE", help_heading = CLUSTER, hide_env = true)]
     tls_key: Option<String>,
 
+    /// Node of Kubernetes this relay runs on: gives region, zone and public address; its cordon drains the relay
+    #[arg(long, env = "TURNPIKE_KUBERNETES_NODE", value_name = "NAME", help_heading = CLUSTER, hide_env = true)]
+    kubernetes_node: Option<String>,
+    /// Service of the controllers, whose endpoints are joined
+    #[arg(long, env = "TURNPIKE_KUBERNETES_CONTROLLERS", value_name = "NAMESPACE/NAME", help_heading = CLUSTER, hide_env = true)]
+    kubernetes_controllers: Option<String>,
+    /// Service whose load balancer has the public address
+    #[arg(long, env = "TURNPIKE_KUBERNETES_SERVICE", value_name = "NAME", help_heading = CLUSTER, hide_env = true)]
+    kubernetes_service: Option<String>,
+    /// UDP addresses of the QUIC links to other relays; without them and [backbone] there are none
+    #[arg(long, env = "TURNPIKE_BACKBONE_LISTEN", value_name = "IP:PORT,..", help_heading = CLUSTER, hide_env = true)]
+    backbone_listen: Option<String>,
+    /// Where other relays reach them [default: what they are known as outside]
+    #[arg(long, env = "TURNPIKE_BACKBONE_ADVERTISE", value_name = "IP:PORT,..", help_heading = CLUSTER, hide_env = true)]
+    backbone_advertise: Option<String>,
+    /// any, or cluster-only: no public relayed ports, the backbone is the only way out [default: any]
+    #[arg(long, env = "TURNPIKE_PEERS", value_name = "WHOM", help_heading = CLUSTER, hide_env = true)]
+    peers: Option<String>,
+
     /// Worker threads; 0 is one per core, at most 64 [default: 0]
     #[arg(long, env = "TURNPIKE_WORKERS", value_name = "N", help_heading = LIMITS, hide_env = true)]
     workers: Option<String>,
@@ -123,6 +145,9 @@ pub struct Arguments {
     /// TCP connections per worker [default: 10000]
     #[arg(long, env = "TURNPIKE_MAX_CONNECTIONS", value_name = "N", help_heading = LIMITS, hide_env = true)]
     max_connections: Option<String>,
+    /// Seconds that a relay told to stop (SIGTERM) goes on with its calls, 0 for none [default: 1800]
+    #[arg(long, env = "TURNPIKE_DRAIN_DEADLINE", value_name = "SECONDS", help_heading = LIMITS, hide_env = true)]
+    drain_deadline: Option<String>,
     /// The lab switch: lets clients reach loopback peers, and a relay live on loopback
     #[arg(long, env = "TURNPIKE_ALLOW_LOOPBACK_PEERS", value_name = "BOOL", help_heading = LIMITS, hide_env = true,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -145,7 +170,7 @@ pub struct Arguments {
 impl Arguments {
     /// The keys that a variable or a flag sets.
     pub(crate) fn overrides(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all: [(&'static str, &Option<String>); 31] = [
+        let all: [(&'static str, &Option<String>); 39] = [
             ("node_id", &self.node_id),
             ("region", &self.region),
             ("zone", &self.zone),
@@ -160,6 +185,7 @@ impl Arguments {
             ("relay_ip6", &self.relay_ip6),
             ("public_ip6", &self.public_ip6),
             ("relay_ports", &self.relay_ports),
+            ("relayed", &self.relayed),
             ("realm", &self.realm),
             ("rest_secrets", &self.rest_secrets),
             ("static_users", &self.static_users),
@@ -167,11 +193,18 @@ impl Arguments {
             ("tls.ca", &self.tls_ca),
             ("tls.certificate", &self.tls_certificate),
             ("tls.key", &self.tls_key),
+            ("kubernetes.node", &self.kubernetes_node),
+            ("kubernetes.controllers", &self.kubernetes_controllers),
+            ("kubernetes.service", &self.kubernetes_service),
+            ("backbone.listen", &self.backbone_listen),
+            ("backbone.advertise", &self.backbone_advertise),
+            ("peers", &self.peers),
             ("workers", &self.workers),
             ("max_allocations", &self.max_allocations),
             ("user_quota", &self.user_quota),
             ("stream_send_cap", &self.stream_send_cap),
             ("max_connections", &self.max_connections),
+            ("drain_deadline", &self.drain_deadline),
             ("allow_loopback_peers", &self.allow_loopback_peers),
             ("denied_peers", &self.denied_peers),
             ("http", &self.http),

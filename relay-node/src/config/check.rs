@@ -3,14 +3,19 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use turn_core::policy::Network;
 use turn_core::{Family, Key, KeyRing, Policy, StaticUser, Transport};
 
 use super::machine::{Machine, ephemeral_overlap};
 use super::streams::Streams;
-use super::{Config, ConfigError, NatDiscovery};
-use crate::dataplane::{DataplaneConfig, Listen, RelayIp};
+use super::{
+    AddressSettings, BackboneSettings, Config, ConfigError, Endpoints, KubernetesSettings, NatDiscovery, Overload,
+    backbone, drain,
+};
+use crate::dataplane::{DataplaneConfig, Listen, RelayIp, RelayedMode, check_wildcard};
+use crate::kubernetes::Facts;
 
 /// Worker threads a relay can have.
 const MAX_WORKERS: u16 = 64;
@@ -40,6 +45,8 @@ pub struct Settings {
     pub nat_discovery: Option<NatDiscovery>,
     /// Ports of relayed addresses.
     pub relay_ports: RangeInclusive<u16>,
+    /// How those of UDP are held.
+    pub relayed: RelayedMode,
     /// Worker threads, 1..=64.
     pub workers: u16,
     /// Realm until a controller names one.
@@ -50,6 +57,10 @@ pub struct Settings {
     pub static_users: Vec<StaticUser>,
     /// The controllers, or none for a relay of its own.
     pub controllers: Option<Controllers>,
+    /// The links to other members; none is a relay without.
+    pub backbone: Option<BackboneSettings>,
+    /// There are no public relayed ports: peers are those of the cluster.
+    pub cluster_only: bool,
     /// Address of health checks and metrics.
     pub http: Option<SocketAddr>,
     /// Allocations on this relay, 0 for no limit.
@@ -66,6 +77,14 @@ pub struct Settings {
     pub features: turn_core::Features,
     /// Whose access tokens are taken.
     pub third_party: Option<turn_core::ThirdParty>,
+    /// Whether the relay addresses move.
+    pub address: AddressSettings,
+    /// What the API server of Kubernetes is asked, and what it said before the start.
+    pub kubernetes: Option<(KubernetesSettings, Facts)>,
+    /// How long a relay that is told to stop goes on with the calls it has.
+    pub drain_deadline: Duration,
+    /// When new clients are sent elsewhere.
+    pub overload: Overload,
     /// The lab switch.
     pub allow_loopback_peers: bool,
     /// Peer networks denied beyond the built-in list and the cluster's.
@@ -80,7 +99,7 @@ pub struct Settings {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Controllers {
     /// `https://host:port`, at least one.
-    pub endpoints: Vec<String>,
+    pub endpoints: Endpoints,
     /// The cluster's CA, PEM.
     pub ca: PathBuf,
     /// This relay's certificate, PEM.
@@ -143,10 +162,24 @@ impl Config {
             .collect::<Result<_, _>>()?;
         tracing_subscriber::EnvFilter::try_new(&self.log)
             .map_err(|error| ConfigError::new("log", format!("{:?} is not a filter: {error}", self.log)))?;
+        let links = self.backbone.as_ref().map(|written| {
+            if self.controllers.is_empty() {
+                let problem = "a relay of its own has nobody to link to; add controllers, or leave it out";
+                return Err(ConfigError::new("backbone", problem));
+            }
+            written.check(&[&listen, alternates].concat(), &relay_ips, self.relay_ports)
+        });
+        let links = links.transpose()?;
+        let cluster_only = backbone::cluster_only(&self.peers, links.is_some())?;
+        let mut features = turn_core::Features::from(self.features);
+        features.tcp_allocations &= !cluster_only;
+        let named = self.relay_ip.is_some() || self.relay_ip6.is_some();
         Ok(Settings {
+            address: self.address.clone().check(&relay_ips, named, !self.controllers.is_empty())?,
             relay_address: relay_ips[0].advertised,
             relay_ips,
             relay_ports,
+            relayed: relayed(&self.relayed)?,
             nat_discovery,
             workers,
             realm: realm(&self.realm)?,
@@ -165,8 +198,13 @@ impl Config {
             stream_send_cap: self.stream_send_cap as usize,
             max_connections: self.max_connections as usize,
             limits: self.limits.check()?,
-            features: self.features.into(),
+            features,
+            backbone: links,
+            cluster_only,
             third_party: self.third_party.check()?,
+            kubernetes: None,
+            drain_deadline: drain::deadline(self.drain_deadline)?,
+            overload: self.overload.check(self.max_allocations)?,
             allow_loopback_peers: self.allow_loopback_peers,
             denied_peers,
             log: self.log,
@@ -268,7 +306,7 @@ impl Config {
             return Err(ConfigError::new(*key, problem));
         }
         Ok(Some(Controllers {
-            endpoints: self.controllers.clone(),
+            endpoints: Endpoints::new(self.controllers.clone()),
             ca: tls.ca.clone(),
             certificate: tls.certificate.clone(),
             key: tls.key.clone(),
@@ -297,7 +335,7 @@ impl Settings {
     }
 
     /// What the data plane is started with. `user_quota` is this relay's number, or the cluster's.
-    pub fn dataplane(&self, epoch: u64, journal: PathBuf, user_quota: usize) -> DataplaneConfig {
+    pub fn dataplane(&self, epoch: u64, (journal, usage): (PathBuf, PathBuf), user_quota: usize) -> DataplaneConfig {
         let alternates = self.nat_discovery.iter().flat_map(|discovery| &discovery.listen);
         DataplaneConfig {
             workers: self.workers,
@@ -305,16 +343,31 @@ impl Settings {
             nat_discovery: self.nat_discovery.as_ref().map(|discovery| discovery.addresses),
             relay_ips: self.relay_ips.clone(),
             relay_ports: self.relay_ports.clone(),
+            relayed: self.relayed,
+            public_ports: !self.cluster_only,
             relay_address: self.relay_address,
             epoch,
             journal,
+            usage,
+            has_store: self.controllers.is_some(),
             max_allocations: self.max_allocations,
             user_quota,
             stream_send_cap: self.stream_send_cap,
             max_connections: self.max_connections,
             streams: self.streams.dataplane(),
             dtls_limits: self.streams.dtls_limits(),
+            moves: self.address.waits,
         }
+    }
+
+    /// Checks against this machine that one socket for all relayed addresses can be had, where nothing else will do.
+    pub(super) fn check_relayed(&self) -> Result<(), ConfigError> {
+        if self.relayed != RelayedMode::Wildcard {
+            return Ok(());
+        }
+        let relay_ips: Vec<IpAddr> = self.relay_ips.iter().map(|ip| ip.bound).collect();
+        check_wildcard(&relay_ips)
+            .map_err(|error| ConfigError::new("relayed", format!("{error:#}; grant that, or write relayed = \"auto\"")))
     }
 
     /// The listen addresses on one line, for people.
@@ -440,6 +493,15 @@ fn relay_ports(
         }
     }
     Ok(ports)
+}
+
+fn relayed(written: &str) -> Result<RelayedMode, ConfigError> {
+    match written {
+        "auto" => Ok(RelayedMode::Auto),
+        "sockets" => Ok(RelayedMode::Sockets),
+        "wildcard" => Ok(RelayedMode::Wildcard),
+        other => Err(ConfigError::new("relayed", format!("{other:?} is none of auto, sockets, wildcard"))),
+    }
 }
 
 /// RFC 8489 §14.9: a REALM is shorter than 128 characters.

@@ -24,6 +24,10 @@ pub struct Limits {
     pub bytes_per_user: u64,
     /// As `bytes_per_allocation`, for all allocations of this node.
     pub bytes_per_node: u64,
+    /// Packets a second an allocation relays in each direction; 0 for no limit.
+    pub packets_per_allocation: u32,
+    /// As `packets_per_allocation`, for all allocations of one user on this node.
+    pub packets_per_user: u32,
     /// TCP connections to peers of one allocation (RFC 6062).
     pub peer_connections_per_allocation: u32,
     /// Stream connections per worker that have not shown what they are, or not ended their TLS handshake, and again DTLS
@@ -50,6 +54,8 @@ impl Default for Limits {
             bytes_per_allocation: core.bytes_per_allocation,
             bytes_per_user: core.bytes_per_user,
             bytes_per_node: core.bytes_per_node,
+            packets_per_allocation: core.packets_per_allocation,
+            packets_per_user: core.packets_per_user,
             peer_connections_per_allocation: core.peer_connections_per_allocation as u32,
             handshakes: 1024,
             handshake_seconds: 10,
@@ -88,6 +94,8 @@ impl Limits {
             bytes_per_allocation: self.bytes_per_allocation,
             bytes_per_user: self.bytes_per_user,
             bytes_per_node: self.bytes_per_node,
+            packets_per_allocation: self.packets_per_allocation,
+            packets_per_user: self.packets_per_user,
             peer_connections_per_allocation: self.peer_connections_per_allocation as usize,
             ..turn_core::Limits::default()
         })

@@ -3,9 +3,13 @@
 //! Flags win over variables, variables over the file, the file over the defaults. Every error is one line that names
 //! the key, says what is wrong and what to do.
 
+mod address;
 mod arguments;
+mod backbone;
 mod check;
 mod discovery;
+mod drain;
+mod kubernetes;
 mod limits;
 mod machine;
 mod streams;
@@ -16,9 +20,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use address::{AddressSettings, WrittenAddress};
 pub use arguments::Arguments;
+pub use backbone::{BackboneSettings, PORT as BACKBONE_PORT, WrittenBackbone};
 pub use check::{Controllers, LogFormat, Settings, parse_network};
 pub use discovery::{NatDiscovery, WrittenNatDiscovery};
+pub use drain::{Overload, WrittenOverload};
+pub use kubernetes::{Endpoints, KubernetesSettings, WrittenKubernetes};
 pub use limits::{Features, Limits};
 use machine::Machine;
 pub use streams::{Streams, WrittenCertificate};
@@ -60,6 +68,9 @@ pub struct Config {
     pub public_ip6: Option<Ipv6Addr>,
     /// Ports for relayed transport addresses, inclusive (RFC 8656 §7.2 suggests 49152-65535).
     pub relay_ports: (u16, u16),
+    /// How relayed addresses are held: `sockets`, one each; `wildcard`, one socket per worker, which takes CAP_BPF,
+    /// CAP_NET_ADMIN and CAP_NET_RAW; `auto`, the second where it can be had.
+    pub relayed: String,
     /// Worker threads, at most 64; 0 is one per core.
     pub workers: u16,
     /// REALM of a relay without controllers.
@@ -70,8 +81,13 @@ pub struct Config {
     pub static_users: Vec<StaticUser>,
     /// Controllers to join, `https://HOST:PORT`; none is a stand-alone relay.
     pub controllers: Vec<String>,
-    /// This relay's certificate for the controllers.
+    /// This relay's certificate for the controllers, and for the other members on the backbone.
     pub tls: Tls,
+    /// QUIC links to the other relays; without it packets for them leave by plain UDP.
+    pub backbone: Option<WrittenBackbone>,
+    /// Whom clients may reach: `any`, or `cluster-only`, which opens no public relayed ports, so that only relayed
+    /// addresses of the cluster are peers, and the backbone is the way to them. TCP allocations are then not offered.
+    pub peers: String,
     /// IP and port of `/livez`, `/readyz` and `/metrics`; empty for none.
     pub http: String,
     /// Relayed addresses on this relay, 0 for no limit; a dual allocation has two.
@@ -90,6 +106,14 @@ pub struct Config {
     pub features: Features,
     /// Authorization servers whose access tokens are taken (RFC 7635).
     pub third_party: ThirdParty,
+    /// Whether the relay addresses move, and whether this relay waits for them.
+    pub address: WrittenAddress,
+    /// What a relay in a pod asks the API server.
+    pub kubernetes: WrittenKubernetes,
+    /// Seconds that a relay told to stop goes on with the calls it has, at most 86400; 0 ends at once.
+    pub drain_deadline: u32,
+    /// When it sends new clients to other relays.
+    pub overload: WrittenOverload,
     /// The lab switch: opens loopback peers and nothing else.
     pub allow_loopback_peers: bool,
     /// Peer networks denied beyond the built-in list, CIDR.
@@ -140,12 +164,15 @@ impl Default for Config {
             relay_ip6: None,
             public_ip6: None,
             relay_ports: (49152, 65535),
+            relayed: "sockets".into(),
             workers: 0,
             realm: "turnpike".into(),
             rest_secrets: Vec::new(),
             static_users: Vec::new(),
             controllers: Vec::new(),
             tls: Tls::default(),
+            backbone: None,
+            peers: "any".into(),
             http: "127.0.0.1:9478".into(),
             max_allocations: 0,
             user_quota: 0,
@@ -155,6 +182,10 @@ impl Default for Config {
             limits: Limits::default(),
             features: Features::default(),
             third_party: ThirdParty::default(),
+            address: WrittenAddress::default(),
+            kubernetes: WrittenKubernetes::default(),
+            drain_deadline: 1800,
+            overload: WrittenOverload::default(),
             allow_loopback_peers: false,
             denied_peers: Vec::new(),
             log: "info".into(),
@@ -191,8 +222,16 @@ pub fn load(arguments: &Arguments) -> Result<Settings, ConfigError> {
     for (key, value) in arguments.overrides() {
         config.set(key, value)?;
     }
+    let kubernetes = config.kubernetes.check()?;
+    let facts = kubernetes.as_ref().map(|settings| kubernetes::find(settings, &config.state_dir)).transpose()?;
+    if let (Some(settings), Some(facts)) = (&kubernetes, &facts) {
+        config.adopt(settings, facts);
+    }
     let mut settings = config.check(&Machine::look())?;
+    settings.kubernetes = kubernetes.zip(facts);
     settings.streams.load_certificates()?;
+    settings.address.check_machine()?;
+    settings.check_relayed()?;
     if let Some(controllers) = &settings.controllers {
         controllers.read_identity()?;
     }
@@ -210,6 +249,7 @@ impl Config {
         for certificate in &mut config.certificates {
             certificate.start_at(directory);
         }
+        config.address.start_at(directory);
         let tls = &mut config.tls;
         for path in [&mut config.state_dir, &mut tls.ca, &mut tls.certificate, &mut tls.key] {
             if !path.as_os_str().is_empty() {
@@ -242,6 +282,11 @@ impl Config {
         })
     }
 
+    /// The table, added where there is none.
+    fn backbone(&mut self) -> &mut WrittenBackbone {
+        self.backbone.get_or_insert_default()
+    }
+
     /// Sets one key from a variable or a flag. Lists are separated by commas.
     fn set(&mut self, key: &'static str, value: &str) -> Result<(), ConfigError> {
         let list = || value.split(',').map(str::trim).filter(|v| !v.is_empty());
@@ -264,6 +309,7 @@ impl Config {
                 let wanted = "a range such as 49152-65535";
                 self.relay_ports = (parsed(key, low.trim(), wanted)?, parsed(key, high.trim(), wanted)?);
             }
+            "relayed" => self.relayed = value.into(),
             "workers" => self.workers = parsed(key, value, "a number from 0 to 64")?,
             "realm" => self.realm = value.into(),
             "rest_secrets" => self.rest_secrets = list().map(Into::into).collect(),
@@ -280,11 +326,18 @@ impl Config {
             "tls.ca" => self.tls.ca = value.into(),
             "tls.certificate" => self.tls.certificate = value.into(),
             "tls.key" => self.tls.key = value.into(),
+            "peers" => self.peers = value.into(),
+            "backbone.listen" => self.backbone().listen = list().map(Into::into).collect(),
+            "backbone.advertise" => self.backbone().advertise = list().map(Into::into).collect(),
             "http" => self.http = value.into(),
             "max_allocations" => self.max_allocations = parsed(key, value, "a number")?,
             "user_quota" => self.user_quota = parsed(key, value, "a number")?,
             "stream_send_cap" => self.stream_send_cap = parsed(key, value, "a number of bytes")?,
             "max_connections" => self.max_connections = parsed(key, value, "a number")?,
+            "kubernetes.node" => self.kubernetes.node = value.into(),
+            "kubernetes.controllers" => self.kubernetes.controllers = value.into(),
+            "kubernetes.service" => self.kubernetes.service = value.into(),
+            "drain_deadline" => self.drain_deadline = parsed(key, value, "a number of seconds")?,
             "allow_loopback_peers" => self.allow_loopback_peers = parsed(key, value, "true or false")?,
             "denied_peers" => self.denied_peers = list().map(Into::into).collect(),
             "log" => self.log = value.into(),

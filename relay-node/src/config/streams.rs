@@ -100,6 +100,13 @@ impl Streams {
         Some(WebServer::new(address, self.web_server_proxy_protocol, self.web_connections, runtime))
     }
 
+    /// Whether clients that know nothing but this IP can trust this relay: they name no host, and meet the default
+    /// certificate.
+    pub fn certificate_names(&self, ip: IpAddr) -> bool {
+        let certificates = self.certificates.as_ref().map(|certificates| certificates.current());
+        certificates.is_some_and(|loaded| loaded.pairs().first().is_some_and(|pair| pair.names(&ip.to_string())))
+    }
+
     /// Reads the certificates.
     pub(super) fn load_certificates(&mut self) -> Result<(), ConfigError> {
         if !self.files.is_empty() {

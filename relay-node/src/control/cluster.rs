@@ -1,14 +1,19 @@
 //! What the last controller said, checked, and how it is laid over this relay's own configuration (pure).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use turn_core::policy::Network;
 use turn_core::{Features, Key, KeyRing, Limits, Policy, StaticUser, ThirdParty};
 use turnpike_proto::v1;
 
+use super::alternates::alternates;
 use crate::config::{self, parse_network};
+
+/// Longest life of a nonce.
+const NONCE_LIFE: Duration = Duration::from_secs(3600);
 
 /// Why a controller's settings are refused, all of them: half of them would lock clients out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -59,7 +64,15 @@ pub(crate) enum Adopted {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cluster {
     settings: Option<ClusterSettings>,
-    members: Vec<IpAddr>,
+    /// Nobody says which settings are the newest now.
+    lags: bool,
+    /// Nonce keys that this relay minted with until it heard that they are gone, and until when their nonces live.
+    lingering: Vec<(Key, Instant)>,
+    /// Relay IPs by node.
+    members: BTreeMap<String, Vec<IpAddr>>,
+    /// What that was read from.
+    member_list: v1::Members,
+    targets: Vec<v1::RedirectTarget>,
 }
 
 /// What this relay brings along itself.
@@ -72,6 +85,7 @@ pub(crate) struct Local {
     pub(crate) denied: Vec<Network>,
     pub(crate) relay_ips: Vec<IpAddr>,
     pub(crate) allow_loopback: bool,
+    pub(crate) cluster_only: bool,
     pub(crate) user_quota: usize,
     pub(crate) limits: Limits,
     pub(crate) features: Features,
@@ -88,6 +102,7 @@ impl Local {
             denied: settings.denied_peers.clone(),
             relay_ips: settings.relay_ips.iter().map(|ip| ip.advertised).collect(),
             allow_loopback: settings.allow_loopback_peers,
+            cluster_only: settings.cluster_only,
             user_quota: settings.user_quota,
             limits: settings.limits.clone(),
             features: settings.features.clone(),
@@ -98,37 +113,66 @@ impl Local {
 
 impl Cluster {
     /// Takes settings over unless newer ones are known: replicas may lag behind one another.
-    pub(crate) fn adopt_settings(&mut self, message: &v1::Settings) -> Result<Adopted, SettingsError> {
+    ///
+    /// A relay that was away while its newest nonce key came to its end has minted with it until now: it goes on
+    /// accepting it for as long as those nonces live, because 438 to an Allocate ends the attempt of a browser.
+    pub(crate) fn adopt_settings(&mut self, message: &v1::Settings, now: Instant) -> Result<Adopted, SettingsError> {
         let settings = check(message)?;
         match &self.settings {
             Some(known) if known.revision == settings.revision => return Ok(Adopted::Known),
             Some(known) if known.revision > settings.revision => return Ok(Adopted::Older(known.revision)),
             _ => {}
         }
+        let minted = self.settings.as_ref().and_then(|known| known.nonce_keys.newest());
+        if let Some(key) = minted.filter(|key| !settings.nonce_keys.0.contains(key)) {
+            self.lingering.push((key.clone(), now + NONCE_LIFE));
+        }
+        self.lingering.retain(|(key, until)| *until > now && settings.nonce_keys.find(key.id).is_none());
         self.settings = Some(settings);
         Ok(Adopted::New)
     }
 
     /// Takes over settings that were kept on disk.
     pub(crate) fn adopt_kept_settings(&mut self, bytes: &[u8]) -> Result<Adopted, SettingsError> {
-        self.adopt_settings(&v1::Settings::decode(bytes).map_err(|_| SettingsError::Damaged)?)
+        self.adopt_settings(&v1::Settings::decode(bytes).map_err(|_| SettingsError::Damaged)?, Instant::now())
+    }
+
+    /// Revision of the settings in force; 0 if there are none.
+    pub(crate) fn revision(&self) -> u64 {
+        self.settings.as_ref().map_or(0, |settings| settings.revision)
+    }
+
+    /// Whether other relays may have heard of newer settings: as long as there is no session. Returns whether that
+    /// changes anything.
+    pub(crate) fn lag(&mut self, lags: bool) -> bool {
+        std::mem::replace(&mut self.lags, lags) != lags && self.settings.is_some()
     }
 
     /// Takes the member list over; addresses that are none are left out. Returns whether it differs from the last one.
     pub(crate) fn adopt_members(&mut self, message: &v1::Members) -> bool {
-        let ips = message.members.iter().flat_map(|member| &member.relay_ips);
-        let members: BTreeSet<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
-        let members: Vec<_> = members.into_iter().collect();
-        let differs = members != self.members;
+        let mut members: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for member in &message.members {
+            let ips = member.relay_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
+            members.entry(member.node_id.clone()).or_default().extend(ips);
+        }
         self.members = members;
+        // Its revision goes by the clock of whoever says it.
+        let list = v1::Members { revision: 0, ..message.clone() };
+        let differs = list != self.member_list;
+        self.member_list = list;
         differs
     }
 
-    /// Takes over a member list that was kept on disk.
-    pub(crate) fn adopt_kept_members(&mut self, bytes: &[u8]) {
-        if let Ok(message) = v1::Members::decode(bytes) {
-            self.adopt_members(&message);
-        }
+    /// Takes over where new clients may be sent. Returns whether that differs from before.
+    pub(crate) fn adopt_redirects(&mut self, message: v1::Redirects) -> bool {
+        let differs = message.targets != self.targets;
+        self.targets = message.targets;
+        differs
+    }
+
+    fn nonce_keys(&self, cluster: &ClusterSettings) -> KeyRing {
+        let lingering = self.lingering.iter().map(|(key, _)| key);
+        KeyRing(cluster.nonce_keys.0.iter().chain(lingering).cloned().collect())
     }
 
     /// Keys of the seal on stored records.
@@ -153,11 +197,13 @@ impl Cluster {
     /// The settings workers run with: the cluster's keys where a controller was ever heard, else this relay's own.
     /// Policy is the sum of both. Without credentials there is no nonce key: such a relay answers Binding only.
     pub(crate) fn turn_settings(&self, local: &Local) -> turn_core::Settings {
-        let members: BTreeSet<IpAddr> = self.members.iter().chain(&local.relay_ips).copied().collect();
+        let members: BTreeSet<IpAddr> = self.members.values().flatten().chain(&local.relay_ips).copied().collect();
+        let alternates = alternates(&self.targets, &self.members, &local.relay_ips);
         let mut policy = Policy {
             denied: local.denied.clone(),
             members: members.into_iter().collect(),
             allow_loopback: local.allow_loopback,
+            members_only: local.cluster_only,
         };
         let (limits, features, third_party) = (local.limits.clone(), local.features.clone(), local.third_party.clone());
         match &self.settings {
@@ -166,25 +212,29 @@ impl Cluster {
                 turn_core::Settings {
                     realm: cluster.realm.clone(),
                     rest_secrets: cluster.rest_secrets.clone(),
-                    nonce_keys: cluster.nonce_keys.clone(),
+                    nonce_keys: self.nonce_keys(cluster),
+                    nonce_keys_may_lag: self.lags,
                     static_users: cluster.static_users.clone(),
                     policy,
                     limits,
                     features,
                     third_party,
-                    draining: false,
+                    alternates,
+                    ..turn_core::Settings::default()
                 }
             }
             None => turn_core::Settings {
                 realm: local.realm.clone(),
                 rest_secrets: local.rest_secrets.clone(),
+                nonce_keys_may_lag: false,
                 nonce_keys: if self.has_credentials(local) { local.nonce_keys.clone() } else { KeyRing::default() },
                 static_users: local.static_users.clone(),
                 policy,
                 limits,
                 features,
                 third_party,
-                draining: false,
+                alternates,
+                ..turn_core::Settings::default()
             },
         }
     }
@@ -258,6 +308,7 @@ mod tests {
             denied: vec![parse_network("192.168.0.0/16").expect("literal")],
             relay_ips: vec!["198.51.100.7".parse().expect("literal")],
             allow_loopback: true,
+            cluster_only: false,
             user_quota: 0,
             limits: Limits::default(),
             features: Features::default(),
@@ -270,13 +321,14 @@ mod tests {
         let mut cluster = Cluster::default();
         let local = local(&["own"]);
         assert_eq!(cluster.turn_settings(&local).realm, "own");
-        assert_eq!(cluster.adopt_settings(&message()), Ok(Adopted::New));
+        assert_eq!(cluster.adopt_settings(&message(), Instant::now()), Ok(Adopted::New));
         cluster.adopt_members(&v1::Members {
             revision: 1,
             members: vec![v1::Member {
                 relay_ips: vec!["203.0.113.9".into(), "nonsense".into()],
                 ..Default::default()
             }],
+            ..v1::Members::default()
         });
         let settings = cluster.turn_settings(&local);
         assert_eq!(settings.realm, "cluster");
@@ -291,12 +343,75 @@ mod tests {
     }
 
     #[test]
+    fn a_nonce_key_that_was_used_until_it_was_gone_lingers() {
+        let mut cluster = Cluster::default();
+        let start = Instant::now();
+        let (now, later) = (start, start + NONCE_LIFE);
+        let keys = |cluster: &Cluster| {
+            let settings = cluster.turn_settings(&local(&[]));
+            settings.nonce_keys.0.iter().map(|key| key.id).collect::<Vec<_>>()
+        };
+        let told = |revision, ids: &[u32]| v1::Settings {
+            revision,
+            nonce_keys: ids.iter().map(|id| secret(*id, &format!("n{id}"))).collect(),
+            ..message()
+        };
+        cluster.adopt_settings(&told(1, &[1]), now).expect("good");
+        cluster.adopt_settings(&told(2, &[2, 1]), now).expect("good");
+        cluster.adopt_settings(&told(3, &[2]), now).expect("good");
+        assert_eq!(keys(&cluster), [2], "it has not been used since it was replaced");
+        // Away from here on: two rotations and the end of key 2 go by.
+        cluster.adopt_settings(&told(9, &[4, 3]), now).expect("good");
+        assert_eq!(keys(&cluster), [4, 3, 2]);
+        cluster.adopt_settings(&told(10, &[4]), later - Duration::from_secs(1)).expect("good");
+        assert_eq!(keys(&cluster), [4, 2]);
+        // Ids come back as other keys.
+        let mut reused = cluster.clone();
+        reused.adopt_settings(&told(11, &[2, 4]), now).expect("good");
+        assert_eq!(keys(&reused), [2, 4]);
+        cluster.adopt_settings(&told(11, &[4, 3]), later).expect("good");
+        assert_eq!(keys(&cluster), [4, 3]);
+    }
+
+    #[test]
+    fn who_is_away_may_lag() {
+        let mut cluster = Cluster::default();
+        assert!(!cluster.lag(true), "nothing is known yet");
+        cluster.adopt_settings(&message(), Instant::now()).expect("good");
+        assert!(cluster.turn_settings(&local(&[])).nonce_keys_may_lag);
+        assert!(cluster.lag(false) && !cluster.lag(false));
+        assert!(!cluster.turn_settings(&local(&[])).nonce_keys_may_lag);
+        assert_eq!(cluster.revision(), 5);
+    }
+
+    #[test]
+    fn redirects_are_followed_as_far_as_the_member_list_goes() {
+        let mut cluster = Cluster::default();
+        let target = v1::RedirectTarget {
+            node_id: "eu-2".into(),
+            transport: v1::Transport::Udp.into(),
+            address: "203.0.113.9:3478".into(),
+        };
+        let redirects = v1::Redirects { targets: vec![target] };
+        assert!(cluster.adopt_redirects(redirects.clone()));
+        assert!(!cluster.adopt_redirects(redirects));
+        assert!(cluster.turn_settings(&local(&[])).alternates.is_empty(), "it is no member");
+        let member = v1::Member { node_id: "eu-2".into(), relay_ips: vec!["203.0.113.9".into()], ..Default::default() };
+        cluster.adopt_members(&v1::Members { revision: 1, members: vec![member], ..v1::Members::default() });
+        let settings = cluster.turn_settings(&local(&[]));
+        assert_eq!(settings.alternates.len(), 1);
+        assert!(!settings.draining && !settings.overloaded);
+        assert!(cluster.adopt_redirects(v1::Redirects::default()));
+        assert!(cluster.turn_settings(&local(&[])).alternates.is_empty());
+    }
+
+    #[test]
     fn older_settings_do_not_come_back() {
         let mut cluster = Cluster::default();
-        cluster.adopt_settings(&message()).expect("good");
-        assert_eq!(cluster.adopt_settings(&message()), Ok(Adopted::Known));
+        cluster.adopt_settings(&message(), Instant::now()).expect("good");
+        assert_eq!(cluster.adopt_settings(&message(), Instant::now()), Ok(Adopted::Known));
         let older = v1::Settings { revision: 4, realm: "older".into(), ..message() };
-        assert_eq!(cluster.adopt_settings(&older), Ok(Adopted::Older(5)));
+        assert_eq!(cluster.adopt_settings(&older, Instant::now()), Ok(Adopted::Older(5)));
         assert_eq!(cluster.turn_settings(&local(&[])).realm, "cluster");
     }
 
@@ -316,7 +431,7 @@ mod tests {
             let mut settings = message();
             spoil(&mut settings);
             let mut cluster = Cluster::default();
-            assert_eq!(cluster.adopt_settings(&settings), Err(*expected));
+            assert_eq!(cluster.adopt_settings(&settings, Instant::now()), Err(*expected));
             assert!(cluster.turn_settings(&local(&[])).nonce_keys.0.is_empty());
         }
         assert_eq!(Cluster::default().adopt_kept_settings(b"\xff"), Err(SettingsError::Damaged));

@@ -1,30 +1,38 @@
 //! One connection to one controller: mTLS, Hello, Welcome, and the two directions of the stream.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use turn_core::MemberId;
 use turnpike_proto::v1::fleet_client::FleetClient;
 use turnpike_proto::v1::relay_message::Body as Say;
 use turnpike_proto::v1::{self, ControllerMessage, RelayMessage, controller_message::Body as Hear};
 
+use crate::backbone::MemberList;
 use crate::config::{self, Controllers};
+use crate::dataplane::Lookup;
 
 /// Version of `fleet.proto` this binary speaks.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
+/// Versions it understands: its own, the one before and the one after.
+const PROTOCOLS: std::ops::RangeInclusive<u32> = PROTOCOL - 1..=PROTOCOL + 1;
 /// The name every controller's certificate carries.
 const SERVER_NAME: &str = "controller.turnpike";
 /// A controller that answers no HTTP/2 ping for [`PING_TIMEOUT`] after one was due is gone: 3 s in all.
 const PING: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// From the first packet to Welcome.
-const WELCOME: Duration = Duration::from_secs(3);
+/// From the first packet to a connection.
+const CONNECT: Duration = Duration::from_secs(3);
 /// How long an orderly end waits for its last words to be taken.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// How long a controller may look for clients.
+const LOCATE: Duration = Duration::from_millis(800);
 /// Messages on their way into the stream.
 const OUTBOUND: usize = 32;
 
@@ -35,19 +43,51 @@ pub(super) enum Lost {
     Superseded { owner: String, epoch: u64 },
     #[error(transparent)]
     Config(#[from] config::ConfigError),
+    #[error("the relay address is handed over to {to:?}")]
+    HandedOver { to: String },
+    #[error("asked again who owns the relay address")]
+    Again,
     #[error("{0}")]
     Controller(String),
+    #[error("another controller has taken over")]
+    Moved,
+    #[error("no connection within {:.1} s", .0.as_secs_f32())]
+    Unreachable(Duration),
     #[error("no answer within {:.1} s", .0.as_secs_f32())]
     Silent(Duration),
     #[error("it broke the protocol: {0}")]
     Protocol(&'static str),
+    #[error(
+        "the controller speaks protocol {0}, this relay {least} to {most}; upgrade the older one",
+        least = PROTOCOLS.start(),
+        most = PROTOCOLS.end()
+    )]
+    Version(u32),
     #[error("the data plane is gone")]
     NoDataplane,
     #[error(transparent)]
     State(#[from] crate::state_directory::StateError),
 }
 
-/// A session that was welcomed.
+/// The answer to Hello.
+pub(super) enum Greeting {
+    /// The relay owns its address.
+    Welcome(Box<v1::Welcome>),
+    /// Another one does; the session goes on until this one is welcome.
+    Waiting(v1::Waiting),
+}
+
+impl Greeting {
+    /// Of a relay that serves: another owner is the end of that.
+    pub(super) fn welcome(self) -> Result<v1::Welcome, Lost> {
+        match self {
+            Self::Welcome(welcome) => Ok(*welcome),
+            Self::Waiting(v1::Waiting { owner, epoch }) => Err(Lost::Superseded { owner, epoch }),
+        }
+    }
+}
+
+/// A session that was welcomed, or waits for it.
 pub(super) struct Connection {
     say: mpsc::Sender<RelayMessage>,
     hear: Streaming<ControllerMessage>,
@@ -55,39 +95,72 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// From nothing to Welcome. Certificates are read anew each time, so that replaced ones come into use.
+    /// From nothing to Welcome, or Waiting, for which a controller that can be reached has `patience`. Certificates are
+    /// read anew each time, so that replaced ones come into use.
     pub(super) async fn open(
         endpoint: &str,
         controllers: &Controllers,
         hello: v1::Hello,
-    ) -> Result<(Self, v1::Welcome), Lost> {
+        patience: Duration,
+    ) -> Result<(Self, Greeting), Lost> {
         let endpoint = endpoint_of(endpoint, controllers)?;
-        timeout(WELCOME, Self::greet(endpoint, hello)).await.map_err(|_| Lost::Silent(WELCOME))?
+        let began = Instant::now();
+        let channel = timeout(CONNECT, endpoint.connect()).await.map_err(|_| Lost::Unreachable(CONNECT))?;
+        let channel = channel.map_err(|error| broken(&error))?;
+        let left = patience.saturating_sub(began.elapsed());
+        timeout(left, Self::greet(channel, hello)).await.map_err(|_| Lost::Silent(patience))?
     }
 
-    async fn greet(endpoint: Endpoint, hello: v1::Hello) -> Result<(Self, v1::Welcome), Lost> {
-        let channel = endpoint.connect().await.map_err(|error| broken(&error))?;
+    async fn greet(channel: Channel, hello: v1::Hello) -> Result<(Self, Greeting), Lost> {
         let mut client = FleetClient::new(channel);
         let (say, said) = mpsc::channel(OUTBOUND);
         let first = client.session(ReceiverStream::new(said));
         send(&say, Say::Hello(hello))?;
         let mut hear = first.await.map_err(refused)?.into_inner();
         match hear.message().await.map_err(refused)?.and_then(|message| message.body) {
-            Some(Hear::Welcome(welcome)) => Ok((Self { say, hear, client }, welcome)),
+            Some(Hear::Welcome(welcome)) => Ok((Self { say, hear, client }, Greeting::Welcome(Box::new(welcome)))),
+            Some(Hear::Waiting(owner)) => Ok((Self { say, hear, client }, Greeting::Waiting(owner))),
             Some(Hear::Superseded(v1::Superseded { owner, epoch })) => Err(Lost::Superseded { owner, epoch }),
-            Some(_) => Err(Lost::Protocol("its first message is neither Welcome nor Superseded")),
+            Some(_) => Err(Lost::Protocol("its first message is none of Welcome, Waiting and Superseded")),
             None => Err(Lost::Controller("it ended the session before it began".into())),
         }
     }
 
     /// Asks for the stored records of a relay address, sealed; in batches of the controller's choice.
-    pub(super) async fn restore(&mut self, request: v1::RestoreRequest) -> Result<Vec<Vec<u8>>, Lost> {
-        let mut batches = self.client.restore(request).await.map_err(refused)?.into_inner();
-        let mut records = Vec::new();
-        while let Some(batch) = batches.message().await.map_err(refused)? {
-            records.extend(batch.records);
+    pub(super) fn restore(
+        &self,
+        request: v1::RestoreRequest,
+    ) -> impl Future<Output = Result<Vec<Vec<u8>>, Lost>> + use<> {
+        let mut client = self.client.clone();
+        async move {
+            let mut batches = client.restore(request).await.map_err(refused)?.into_inner();
+            let mut records = Vec::new();
+            while let Some(batch) = batches.message().await.map_err(refused)? {
+                records.extend(batch.records);
+            }
+            Ok(records)
         }
-        Ok(records)
+    }
+
+    /// Asks which members have the allocations of clients. What is not answered in time is nobody's.
+    pub(super) fn locate(
+        &self,
+        lookups: Vec<Lookup>,
+        members: watch::Receiver<Arc<MemberList>>,
+    ) -> impl Future<Output = Vec<(Lookup, Option<MemberId>)>> + use<> {
+        let mut client = self.client.clone();
+        async move {
+            let clients = lookups.iter().map(|lookup| lookup.client.to_string()).collect();
+            let answer = timeout(LOCATE, client.locate(v1::LocateRequest { clients })).await;
+            let found = answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().found).unwrap_or_default();
+            let members = members.borrow().clone();
+            let number = |node_id: &str| members.members.iter().find(|it| &*it.node_id == node_id).map(|it| it.id);
+            let of = |lookup: &Lookup| {
+                let found = found.iter().find(|found| found.client.parse() == Ok(lookup.client))?;
+                number(&found.node_id)
+            };
+            lookups.into_iter().map(|lookup| (lookup, of(&lookup))).collect()
+        }
     }
 
     /// The next message. May be dropped and called again.
@@ -106,6 +179,11 @@ impl Connection {
     /// Says something; there must be room.
     pub(super) fn say(&self, body: Say) -> Result<(), Lost> {
         send(&self.say, body)
+    }
+
+    /// Says something that may be left out.
+    pub(super) fn say_if_room(&self, body: Say) -> Result<(), Lost> {
+        if self.room() > 1 { self.say(body) } else { Ok(()) }
     }
 
     /// Goodbye, then waits a little until the controller has taken everything.
@@ -130,11 +208,16 @@ fn endpoint_of(endpoint: &str, controllers: &Controllers) -> Result<Endpoint, Lo
         .map_err(|error| broken(&error))?
         .tls_config(tls)
         .map_err(|error| broken(&error))?
-        .connect_timeout(WELCOME)
+        .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true))
+}
+
+/// Refuses a controller that is too old or too new to be understood. One of protocol 1 does not say what it speaks.
+pub(super) fn check_protocol(protocol: u32) -> Result<(), Lost> {
+    if PROTOCOLS.contains(&protocol.max(1)) { Ok(()) } else { Err(Lost::Version(protocol)) }
 }
 
 /// What this relay says of itself; `boot_id` is drawn here.
@@ -148,7 +231,9 @@ pub(super) fn hello(settings: &config::Settings, epoch: u64) -> anyhow::Result<v
             turn_core::Transport::Tls => v1::Transport::Tls,
             turn_core::Transport::Dtls => v1::Transport::Dtls,
         };
-        v1::Listener { transport: transport.into(), address: address.to_string() }
+        let ip_in_certificate = matches!(transport, v1::Transport::Tls | v1::Transport::Dtls)
+            && settings.streams.certificate_names(address.ip());
+        v1::Listener { transport: transport.into(), address: address.to_string(), ip_in_certificate }
     };
     Ok(v1::Hello {
         node_id: settings.node_id.clone(),
@@ -166,6 +251,10 @@ pub(super) fn hello(settings: &config::Settings, epoch: u64) -> anyhow::Result<v
         relay_port_low: (*settings.relay_ports.start()).into(),
         relay_port_high: (*settings.relay_ports.end()).into(),
         public_host: settings.streams.public_host.clone().unwrap_or_default(),
+        standby: settings.address.standby,
+        waits: settings.address.waits,
+        backbone_addresses: settings.backbone.iter().flat_map(|b| &b.advertised).map(ToString::to_string).collect(),
+        cluster_only: settings.cluster_only,
     })
 }
 

@@ -31,8 +31,10 @@ impl LoadMeter {
             bytes,
             busiest_worker_permille: 0,
             dropped: sum(|w| w.dropped.iter().map(|(_, count)| count).sum()),
-            draining: false,
             bytes_per_second: 0,
+            journal_failed: workers.iter().any(|w| w.journal_failed),
+            by_transport: by_transport(workers),
+            ..v1::Load::default()
         };
         if let Some(last) = &self.last {
             let elapsed = now.saturating_duration_since(last.at).max(Duration::from_millis(1));
@@ -48,6 +50,16 @@ impl LoadMeter {
     }
 }
 
+/// Allocations by the transport of their clients; what there is none of is left out.
+fn by_transport(workers: &[WorkerSnapshot]) -> Vec<v1::TransportAllocations> {
+    let transports = [v1::Transport::Udp, v1::Transport::Tcp, v1::Transport::Tls, v1::Transport::Dtls];
+    let sum = |(index, transport): (usize, v1::Transport)| v1::TransportAllocations {
+        transport: transport.into(),
+        allocations: workers.iter().map(|worker| worker.by_transport[index]).sum(),
+    };
+    transports.into_iter().enumerate().map(sum).filter(|sum| sum.allocations > 0).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +68,7 @@ mod tests {
     fn rates_are_over_the_time_between_samples() {
         let worker = |bytes, cpu_micros| WorkerSnapshot {
             allocations: 2,
+            by_transport: [1, 0, 1, 0],
             packets: [3, 4],
             bytes: [bytes, bytes],
             dropped: vec![("no_permission", 1), ("malformed", 2)],
@@ -67,6 +80,8 @@ mod tests {
         let first = meter.sample(&[worker(0, 0), worker(0, 1_000_000)], start);
         assert_eq!((first.bytes_per_second, first.busiest_worker_permille), (0, 0));
         assert_eq!((first.allocations, first.packets, first.dropped), (4, 14, 6));
+        let by_transport: Vec<_> = first.by_transport.iter().map(|t| (t.transport(), t.allocations)).collect();
+        assert_eq!(by_transport, [(v1::Transport::Udp, 2), (v1::Transport::Tls, 2)]);
         let later = start + Duration::from_secs(2);
         let second = meter.sample(&[worker(500, 1_500_000), worker(500, 1_200_000)], later);
         assert_eq!(second.bytes, 2000);

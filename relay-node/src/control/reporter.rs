@@ -5,10 +5,15 @@
 //! remembered while no controller can be reached, and what was sent but not acknowledged in a broken session is
 //! restated too. Inside a session the stream is reliable and ordered.
 
+mod told;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
 
 use turn_core::{AllocationId, Change, EndReason, KeyRing, Record};
 use turnpike_proto::v1::{self, relay_message::Body};
+
+use self::told::Told;
 
 /// Most changes in a batch: what a store's transaction takes.
 pub const BATCH: usize = 128;
@@ -32,9 +37,10 @@ struct Session {
     ready: VecDeque<AllocationId>,
     /// Those of `pending` that only moved deadlines: (when they must leave, which).
     deferred: BTreeSet<(u64, AllocationId)>,
-    /// What the controller was told last of each live allocation, and when.
-    told: HashMap<AllocationId, (Box<Record>, u64)>,
-    in_flight: VecDeque<u64>,
+    /// What the controller was told last of each live allocation.
+    told: HashMap<AllocationId, Told>,
+    /// Each with the oldest change in it.
+    in_flight: VecDeque<(u64, u64)>,
     last_batch: u64,
     room: usize,
     resync: Resync,
@@ -42,6 +48,8 @@ struct Session {
 
 struct Pending {
     change: Change,
+    /// When the first of the changes that came together in it was noted.
+    since: u64,
     /// Set while it waits in `deferred`.
     due: Option<u64>,
 }
@@ -126,10 +134,20 @@ impl Reporter {
     /// The store holds everything up to and including this batch.
     pub fn acknowledged(&mut self, batch: u64) {
         if let Some(session) = &mut self.session {
-            while session.in_flight.front().is_some_and(|first| *first <= batch) {
+            while session.in_flight.front().is_some_and(|(first, _)| *first <= batch) {
                 session.in_flight.pop_front();
             }
         }
+    }
+
+    /// How long ago the oldest change was noted that the store may not have; what was noted before that is stored.
+    /// Nothing while a resync is to come or under way.
+    pub fn settled(&self, now: u64) -> Option<Duration> {
+        let session = self.session.as_ref().filter(|session| session.resync == Resync::Done)?;
+        let waiting = session.ready.iter().filter_map(|id| session.pending.get(id)).map(|pending| pending.since).next();
+        let under_way = session.in_flight.front().map(|(_, since)| *since);
+        let oldest = waiting.into_iter().chain(under_way).min().unwrap_or(now);
+        Some(Duration::from_millis(now.saturating_sub(oldest)))
     }
 
     /// Allocations with something to say, and batches that are not acknowledged.
@@ -154,13 +172,13 @@ impl Session {
         let id = change_id(&change);
         let known = match self.pending.get(&id) {
             Some(pending) => Some(change_version(&pending.change)),
-            None => self.told.get(&id).map(|(record, _)| (record.epoch, record.sequence)),
+            None => self.told.get(&id).map(|told| told.version),
         };
         if known.is_some_and(|known| change_version(&change) <= known) {
             return;
         }
         let due = match (&change, self.told.get(&id)) {
-            (Change::Put(new), Some((old, at))) => due(old, *at, new).filter(|due| *due > now),
+            (Change::Put(new), Some(told)) => told.due(new).filter(|due| *due > now),
             _ => None,
         };
         if let Some(pending) = self.pending.get_mut(&id) {
@@ -174,7 +192,7 @@ impl Session {
         } else if self.pending.len() >= self.room {
             self.want_resync();
         } else {
-            self.pending.insert(id, Pending { change, due });
+            self.pending.insert(id, Pending { change, since: now, due });
             self.enqueue(id, due);
         }
     }
@@ -200,7 +218,7 @@ impl Session {
             if is_news {
                 let id = record.id;
                 let change = Change::Put(Box::new(record));
-                self.pending.insert(id, Pending { change, due: None });
+                self.pending.insert(id, Pending { change, since: 0, due: None });
             }
         }
         for pending in self.pending.values_mut() {
@@ -222,7 +240,7 @@ impl Session {
         }
         if self.resync == Resync::Running(0) {
             self.resync = Resync::Done;
-            let batch_id = self.next_batch();
+            let batch_id = self.next_batch(0);
             return Some(Body::ResyncEnd(v1::ResyncEnd { batch_id }));
         }
         while let Some((due, id)) = self.deferred.first().copied().filter(|(due, _)| *due <= now) {
@@ -237,7 +255,7 @@ impl Session {
             return None;
         }
         let mut changes = Vec::with_capacity(self.ready.len().min(BATCH));
-        let mut bytes = 0;
+        let (mut bytes, mut oldest) = (0, now);
         while changes.len() < BATCH && bytes < BATCH_BYTES {
             let Some(id) = self.ready.pop_front() else { break };
             if let Resync::Running(left) = &mut self.resync {
@@ -246,17 +264,18 @@ impl Session {
             let Some(pending) = self.pending.remove(&id) else {
                 continue;
             };
+            oldest = oldest.min(pending.since);
             let change = self.tell(pending.change, now, keys);
             bytes += change.record.len();
             changes.push(change);
         }
-        let batch_id = self.next_batch();
+        let batch_id = self.next_batch(oldest);
         Some(Body::Records(v1::RecordBatch { batch_id, changes }))
     }
 
-    fn next_batch(&mut self) -> u64 {
+    fn next_batch(&mut self, oldest: u64) -> u64 {
         self.last_batch += 1;
-        self.in_flight.push_back(self.last_batch);
+        self.in_flight.push_back((self.last_batch, oldest));
         self.last_batch
     }
 
@@ -266,7 +285,7 @@ impl Session {
         let (record, ended) = match change {
             Change::Put(record) => {
                 let sealed = record.seal(keys);
-                self.told.insert(record.id, (record, now));
+                self.told.insert(record.id, Told::new(&record, now));
                 (sealed, v1::EndReason::Unspecified)
             }
             Change::End { id, reason, .. } => {
@@ -292,59 +311,13 @@ fn change_version(change: &Change) -> (u64, u64) {
     }
 }
 
-fn end_reason(reason: EndReason) -> v1::EndReason {
+pub(super) fn end_reason(reason: EndReason) -> v1::EndReason {
     match reason {
         EndReason::Deleted => v1::EndReason::Deleted,
         EndReason::Expired => v1::EndReason::Expired,
         EndReason::Closed => v1::EndReason::Closed,
         EndReason::Revoked => v1::EndReason::Revoked,
     }
-}
-
-/// When a record that was told `at` must be told again: half way to the earliest of the deadlines that moved. None
-/// where more than deadlines changed, or one came nearer: at once.
-fn due(old: &Record, at: u64, new: &Record) -> Option<u64> {
-    let same = old.epoch == new.epoch
-        && old.relay_address == new.relay_address
-        && old.five_tuple == new.five_tuple
-        && old.relayed == new.relayed
-        && old.mobility == new.mobility
-        && old.family_expires_at.len() == new.family_expires_at.len()
-        && old.username == new.username
-        && old.created_at == new.created_at
-        && old.permissions.len() == new.permissions.len()
-        && old.channels.len() == new.channels.len();
-    if !same {
-        return None;
-    }
-    let permissions = |record: &Record| {
-        let mut all = record.permissions.clone();
-        all.sort_unstable();
-        all
-    };
-    let channels = |record: &Record| {
-        let mut all = record.channels.clone();
-        all.sort_unstable();
-        all
-    };
-    let mut earliest = old.expires_at;
-    let mut moved = |before: u64, after: u64| {
-        if after > before {
-            earliest = earliest.min(before);
-        }
-        after >= before
-    };
-    let families = old.family_expires_at.iter().zip(&new.family_expires_at);
-    let is_later = moved(old.expires_at, new.expires_at)
-        && families.fold(true, |later, (before, after)| moved(*before, *after) && later)
-        && permissions(old)
-            .iter()
-            .zip(permissions(new))
-            .all(|((ip, before), (new_ip, after))| *ip == new_ip && moved(*before, after))
-        && channels(old).iter().zip(channels(new)).all(|((number, peer, before), (new_number, new_peer, after))| {
-            (*number, *peer) == (new_number, new_peer) && moved(*before, after)
-        });
-    is_later.then(|| at + earliest.saturating_sub(at) / 2)
 }
 
 #[cfg(test)]

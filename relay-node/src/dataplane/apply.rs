@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 use turn_core::{
-    DropReason, FiveTuple, Head, Input, IpMeta, ListenerId, Out, Path, PeerAddr, RelayedAddr, Verdict, WorkerId,
+    AccountId, DropReason, FiveTuple, Head, Input, IpMeta, ListenerId, Out, Path, PeerAddr, RelayedAddr, Transport,
+    Verdict, WorkerId,
 };
 
 use super::counters::{Direction, Loss};
@@ -14,7 +15,7 @@ use super::listen::{Listener, ListenerSocket};
 use super::outgoing::{Body, Outgoing, Target};
 use super::packet::PacketRef;
 use super::ring::Meaning;
-use super::udp;
+use super::udp::Turn;
 use super::worker::Worker;
 
 /// Where a packet came from.
@@ -51,12 +52,14 @@ pub(super) struct Gathered {
     pub(super) padding: u8,
     pub(super) ip: IpMeta,
     pub(super) direction: Option<Direction>,
+    /// Whose traffic it is.
+    pub(super) account: AccountId,
 }
 
 impl Gathered {
     /// What is no application data.
     pub(super) fn answer(body: Body) -> Self {
-        Self { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None }
+        Self { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None, account: AccountId::NONE }
     }
 }
 
@@ -76,6 +79,16 @@ impl Worker {
         {
             return self.pass_on(worker, origin, packet);
         }
+        let stray = match origin {
+            Origin::Client { from, path: Path::Listener(_), ip } if self.backbone.is_some() => Some((from, ip)),
+            _ => None,
+        };
+        if let Some((from, ip)) = stray
+            && self.asks_of_elsewhere(&from, packet)
+            && self.pass_to_owner(from, ip, packet)
+        {
+            return true;
+        }
         // A packet for another allocation of this worker goes in once more, as from a peer; from there it can only go
         // to a client.
         for _ in 0..2 {
@@ -83,6 +96,12 @@ impl Worker {
             let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
             if let Verdict::Elsewhere(worker) = verdict {
                 return self.pass_on(worker, origin, packet);
+            }
+            if let (Verdict::Drop(DropReason::NoAllocation), Origin::Client { .. }) = (&verdict, origin)
+                && let Some((from, ip)) = stray
+                && self.pass_to_owner(from, ip, packet)
+            {
+                return true;
             }
             let applied = self.apply(verdict, packet);
             self.drain_outputs();
@@ -105,12 +124,12 @@ impl Worker {
 
     fn apply(&mut self, verdict: Verdict, packet: PacketRef) -> Applied {
         match verdict {
-            Verdict::Send { out, head, payload, padding, ip } => {
+            Verdict::Send { out, head, payload, padding, ip, account } => {
                 let body = Body::Packet(packet.range(payload.clone()));
                 match out {
                     Out::Client { to, path } => {
                         let direction = Some(Direction::ToClient);
-                        self.queue_to_client(to, path, Gathered { head, body, padding, ip, direction })
+                        self.queue_to_client(to, path, Gathered { head, body, padding, ip, direction, account })
                     }
                     Out::Peer { via, to } => {
                         let Some(key) = self.relayed.find(via.bound) else {
@@ -118,17 +137,17 @@ impl Worker {
                             return Applied::Dropped;
                         };
                         let direction = Some(Direction::ToPeer);
-                        let gathered = Gathered { head, body, padding, ip, direction };
+                        let gathered = Gathered { head, body, padding, ip, direction, account };
                         self.queue(Target::Relayed(key), to.socket_addr(), None, gathered);
                         Applied::Done
                     }
                     Out::Worker { worker, via, to } => {
                         let payload = packet.range(payload);
-                        self.hand_over(worker, via, to, head, payload, ip)
+                        self.hand_over(worker, (via, account), to, head, payload, ip)
                     }
-                    Out::Member { .. } => {
-                        self.counters.dropped(DropReason::NoBackbone);
-                        Applied::Dropped
+                    Out::Member { member, via, to } => {
+                        let payload = packet.range(payload);
+                        self.send_to_member(member, (via, account), to, head, payload, ip)
                     }
                 }
             }
@@ -155,6 +174,14 @@ impl Worker {
         {
             return applied;
         }
+        if let Some(applied) = self.queue_to_ingress(&to, path, &gathered) {
+            return applied;
+        }
+        // The client is back here.
+        let path = match path {
+            Path::Ingress(_) => self.listener_for(to.server).map_or(path, Path::Listener),
+            other => other,
+        };
         // Where sockets are bound to no address, it is said which one to send from.
         let source = |index: usize| {
             let wildcard = self.listeners.get(index).is_some_and(Listener::is_wildcard);
@@ -195,17 +222,25 @@ impl Worker {
         Applied::Done
     }
 
-    fn queue(&mut self, target: Target, to: SocketAddr, from: Option<IpAddr>, gathered: Gathered) {
-        let Gathered { head, body, padding, ip, direction } = gathered;
-        let (tos, dont_fragment) = (ip.dscp_ecn, ip.dont_fragment);
-        self.outgoing.push(target, Outgoing { to, from, tos, dont_fragment, head, body, padding, direction });
+    /// The datagram socket at a server address.
+    fn listener_for(&self, server: SocketAddr) -> Option<ListenerId> {
+        let index = self.listeners.iter().position(|listener| listener.serves(Transport::Udp, server))?;
+        u16::try_from(index).ok().map(ListenerId)
     }
 
-    /// From one allocation of this node to another.
+    pub(super) fn queue(&mut self, target: Target, to: SocketAddr, from: Option<IpAddr>, gathered: Gathered) {
+        let Gathered { head, body, padding, ip, direction, account } = gathered;
+        let (tos, dont_fragment) = (ip.dscp_ecn, ip.dont_fragment);
+        let outgoing = Outgoing { to, from, tos, dont_fragment, head, body, padding, direction, account };
+        self.outgoing.push(target, outgoing);
+    }
+
+    /// From one allocation of this node to another: for the first it has left, as if by the kernel, whatever the second
+    /// says of it.
     fn hand_over(
         &mut self,
         worker: WorkerId,
-        via: RelayedAddr,
+        (via, account): (RelayedAddr, AccountId),
         to: PeerAddr,
         head: Head,
         payload: PacketRef,
@@ -218,14 +253,14 @@ impl Worker {
             if !self.send_to_worker(worker, meaning, head, payload) {
                 return Applied::Dropped;
             }
-            self.counters.relayed(Direction::ToPeer, length);
+            self.counters.sent(Direction::ToPeer, length, account);
             return Applied::Done;
         }
         let Some(relayed) = self.own_relayed(to) else {
             self.counters.dropped(DropReason::NobodyThere);
             return Applied::Dropped;
         };
-        self.counters.relayed(Direction::ToPeer, payload.len());
+        self.counters.sent(Direction::ToPeer, payload.len(), account);
         Applied::Again(Origin::Peer { relayed, from, ip }, payload)
     }
 
@@ -245,16 +280,22 @@ impl Worker {
     pub(super) fn flush(&mut self) {
         self.seal();
         self.outgoing.sort();
+        let turn = Turn { outgoing: &self.outgoing, packets: &self.packets, now: self.now.mono };
         let mut position = 0;
-        while let Some((target, run)) = self.outgoing.run(position) {
-            let Target::Relayed(key) = target else {
+        while let Some((Target::Relayed(key), run)) = turn.outgoing.run(position) {
+            if self.relayed.is_wildcard() {
+                // Those of other addresses leave by the same socket.
+                let end = (run.end..self.outgoing.len()).find(|at| self.outgoing.relayed(*at).is_none());
+                position = end.unwrap_or(self.outgoing.len());
+                self.send_steered(run.start..position);
                 break;
-            };
+            }
             position = run.end;
-            if let Some(entry) = self.relayed.socket(key) {
-                let (socket, v6) = (entry.socket.as_fd(), entry.relayed.bound.is_ipv6());
-                let sending = (&mut self.batch, &self.outgoing, &self.packets, &mut self.counters);
-                udp::send_to_peers(socket, v6, run, sending);
+            if let Some(entry) = self.relayed.socket(key)
+                && let Some(socket) = &entry.socket
+            {
+                let socket = (socket.as_fd(), entry.relayed.bound.is_ipv6());
+                self.sender.send_to_peers(socket, run, turn, &mut self.counters);
             }
         }
         self.relayed.close_released();
@@ -267,8 +308,8 @@ impl Worker {
                 }
                 Target::Listener(index) => {
                     if let ListenerSocket::Udp(socket) = &self.listeners[index].socket {
-                        let socket = socket.as_fd();
-                        udp::send_run(&mut self.batch, socket, &self.outgoing, &self.packets, run, &mut self.counters);
+                        let turn = Turn { outgoing: &self.outgoing, packets: &self.packets, now: self.now.mono };
+                        self.sender.send_run(socket.as_fd(), run, turn, &mut self.counters);
                     }
                 }
                 // The first have left; of the others no record could be made.

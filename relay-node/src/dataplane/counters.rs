@@ -1,9 +1,13 @@
 //! What a worker counts: plain integers of its own, copied out once a second.
 
-use turn_core::DropReason;
+use std::sync::Arc;
+
+pub(super) use turn_core::meter::Direction;
 use turn_core::wire::{Class, ErrorCode, Message, Method};
+use turn_core::{AccountId, DropReason};
 
 use super::WorkerSnapshot;
+use crate::accounts::Accounts;
 
 /// Why a packet, frame or record came to nothing outside of the core.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,6 +28,8 @@ pub(super) enum Loss {
     RestoreForeign,
     /// The address of a restored record cannot be held.
     RestoreAddress,
+    /// A restored record is of an allocation that has ended here.
+    RestoreEnded,
     /// A DTLS record of no session, or a ClientHello with numbers that none begins with.
     DtlsNoSession,
     /// As many DTLS sessions as allowed.
@@ -34,10 +40,12 @@ pub(super) enum Loss {
     DtlsWaiting,
     /// A datagram with a PROXY header that is broken, or of a source that is not trusted.
     ProxyHeader,
+    /// The relay address is not this relay's for sure.
+    Fenced,
 }
 
 /// Labels of [`Counters::dropped`]: the core's reasons, then ours.
-const LABELS: [&str; 30] = [
+const LABELS: [&str; 33] = [
     "malformed",
     "no_allocation",
     "no_channel",
@@ -54,6 +62,7 @@ const LABELS: [&str; 30] = [
     "icmp_rate",
     "too_many_strangers",
     "amplification",
+    "packet_rate",
     "other",
     "ring_full",
     "send_buffer",
@@ -63,23 +72,17 @@ const LABELS: [&str; 30] = [
     "connections",
     "restore_foreign",
     "restore_address",
+    "restore_ended",
     "dtls_no_session",
     "dtls_sessions",
     "dtls_handshakes",
     "dtls_waiting",
     "proxy_header",
+    "fenced",
 ];
-const OTHER: usize = 16;
-
-/// Direction of application data.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Direction {
-    ToPeer,
-    ToClient,
-}
+const OTHER: usize = 17;
 
 /// The counters.
-#[derive(Default)]
 pub(super) struct Counters {
     packets: [u64; 2],
     bytes: [u64; 2],
@@ -87,9 +90,43 @@ pub(super) struct Counters {
     answers: Vec<(&'static str, u16, u64)>,
     pub(super) crossed: u64,
     pub(super) hello_verify_requests: u64,
+    /// What each allocation has sent. None where nothing is to be counted.
+    accounts: Option<Arc<Accounts>>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            packets: [0; 2],
+            bytes: [0; 2],
+            dropped: [0; LABELS.len()],
+            answers: Vec::new(),
+            crossed: 0,
+            hello_verify_requests: 0,
+            accounts: None,
+        }
+    }
 }
 
 impl Counters {
+    /// Counters that also count for these accounts.
+    pub(super) fn new(accounts: Arc<Accounts>) -> Self {
+        Self { accounts: Some(accounts), ..Self::default() }
+    }
+
+    /// The kernel, or another allocation, took a packet with this many bytes of application data.
+    pub(super) fn sent(&mut self, direction: Direction, bytes: usize, account: AccountId) {
+        self.relayed(direction, bytes);
+        self.pay(direction, 1, bytes as u64, account);
+    }
+
+    /// Charges what was taken.
+    pub(super) fn pay(&self, direction: Direction, packets: u64, bytes: u64, account: AccountId) {
+        if let Some(accounts) = &self.accounts {
+            accounts.add(account, direction, packets, bytes);
+        }
+    }
+
     /// The kernel, or another worker, took a packet with this many bytes of application data.
     pub(super) fn relayed(&mut self, direction: Direction, bytes: usize) {
         self.packets[direction as usize] += 1;
@@ -148,6 +185,7 @@ fn index(reason: DropReason) -> usize {
         DropReason::IcmpRate => 13,
         DropReason::TooManyStrangers => 14,
         DropReason::Amplification => 15,
+        DropReason::PacketRate => 16,
         _ => OTHER,
     }
 }

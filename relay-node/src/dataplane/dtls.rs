@@ -156,6 +156,11 @@ impl Sessions {
         self.table.get(key).filter(|entry| entry.id == id).map(|_| key)
     }
 
+    /// The places of all sessions.
+    pub(super) fn keys(&self) -> Vec<usize> {
+        self.table.iter().map(|(key, _)| key).collect()
+    }
+
     /// The place of a session that is not ending, and the way of its datagrams.
     pub(super) fn session(&self, id: ConnectionId) -> Option<(usize, Path)> {
         let key = self.key(id)?;

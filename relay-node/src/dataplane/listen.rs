@@ -9,13 +9,17 @@ use anyhow::Context;
 use socket2::{Domain, Socket, Type};
 use turn_core::Transport;
 
+use super::packet::Appetite;
 use super::{Listen, shard};
+use crate::sys::link::set_freebind;
 use crate::sys::socket::{
-    Fragmentation, attach_reuseport_program, receive_local_address, set_fragmentation, set_receive_buffer,
+    Fragmentation, attach_reuseport_program, receive_coalesced, receive_local_address, set_buffers, set_fragmentation,
 };
 
-/// Receive buffer asked for: a burst of every client of a worker while it turns its loop.
-const RECEIVE_BUFFER: i32 = 4 << 20;
+/// Receive and send buffer asked for: a burst of every client of a worker while it turns its loop.
+const BUFFER: i32 = 4 << 20;
+/// Many clients share a listener, so that it hardly ever has a single datagram.
+const LEAST_SLOTS: u16 = 8;
 /// Connections the kernel finishes before they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -26,6 +30,8 @@ pub(super) struct Listener {
     /// What it is advertised as; a stream's first bytes say what is served.
     pub(super) transport: Transport,
     pub(super) socket: ListenerSocket,
+    /// Of datagrams.
+    pub(super) appetite: Appetite,
 }
 
 /// The socket, by transport.
@@ -52,16 +58,17 @@ impl Listener {
     }
 }
 
-/// Opens every address for every worker; the result is by worker, then in the order of `listen`.
+/// Opens every address for every worker; the result is by worker, then in the order of `listen`. Of a relay whose
+/// address `moves` it need not be here yet.
 ///
 /// # Errors
 /// One line that names the address and what to do.
-pub(super) fn open(listen: &[Listen], workers: u16) -> anyhow::Result<Vec<Vec<Listener>>> {
+pub(super) fn open(listen: &[Listen], workers: u16, moves: bool) -> anyhow::Result<Vec<Vec<Listener>>> {
     let mut by_worker: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
     for Listen { transport, bind } in listen {
         let mut address = *bind;
         if address.port() != 0 {
-            probe(*transport, address).with_context(|| what_to_do(*transport, address))?;
+            probe(*transport, address, moves).with_context(|| what_to_do(*transport, address))?;
         }
         for (index, listeners) in by_worker.iter_mut().enumerate() {
             let listener = open_one(*transport, address, index == 0, workers);
@@ -75,8 +82,11 @@ pub(super) fn open(listen: &[Listen], workers: u16) -> anyhow::Result<Vec<Vec<Li
 
 /// Finds out whether anybody else has the address: with SO_REUSEPORT alone, two relays of one user would share it and
 /// each lose half of its packets.
-fn probe(transport: Transport, address: SocketAddr) -> io::Result<()> {
+fn probe(transport: Transport, address: SocketAddr, moves: bool) -> io::Result<()> {
     let socket = new_socket(transport, address)?;
+    if moves {
+        set_freebind(socket.as_fd(), address.is_ipv6())?;
+    }
     socket.bind(&address.into())?;
     if transport.is_stream() {
         socket.listen(1)?;
@@ -101,6 +111,8 @@ fn new_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
 fn open_one(transport: Transport, address: SocketAddr, first: bool, workers: u16) -> io::Result<Listener> {
     let socket = new_socket(transport, address)?;
     socket.set_reuse_port(true)?;
+    // [`probe`] has seen that the address is here, or it comes later.
+    set_freebind(socket.as_fd(), address.is_ipv6())?;
     if !transport.is_stream() {
         if address.is_ipv6() {
             socket.set_recv_tclass_v6(true)?;
@@ -112,7 +124,8 @@ fn open_one(transport: Transport, address: SocketAddr, first: bool, workers: u16
         }
         // RFC 8656 §14, alternate behavior: the DF bit of what peers send is not known, and taken for 0.
         set_fragmentation(socket.as_fd(), address.is_ipv6(), Fragmentation::Allowed)?;
-        set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER)?;
+        receive_coalesced(socket.as_fd())?;
+        set_buffers(socket.as_fd(), BUFFER)?;
         if first {
             attach_reuseport_program(socket.as_fd(), &shard::program(workers))?;
         }
@@ -125,7 +138,7 @@ fn open_one(transport: Transport, address: SocketAddr, first: bool, workers: u16
         socket.listen(BACKLOG)?;
         ListenerSocket::Tcp { listener: socket.into(), paused: None }
     };
-    Ok(Listener { address: bound.unwrap_or(address), transport, socket })
+    Ok(Listener { address: bound.unwrap_or(address), transport, socket, appetite: Appetite::new(LEAST_SLOTS) })
 }
 
 /// What was tried, for the line an operator reads; the system's own words follow.
@@ -152,7 +165,7 @@ mod tests {
             listen(Transport::Tcp, "127.0.0.1:0"),
             listen(Transport::Udp, "[::1]:0"),
         ];
-        let opened = open(&wanted, 3)?;
+        let opened = open(&wanted, 3, false)?;
         assert_eq!(opened.len(), 3);
         for worker in &opened {
             let addresses: Vec<SocketAddr> = worker.iter().map(|listener| listener.address).collect();
@@ -167,20 +180,20 @@ mod tests {
     fn an_address_of_another_server_is_refused_and_named() -> anyhow::Result<()> {
         for transport in [Transport::Udp, Transport::Tcp] {
             // The other server shares as we do; it is refused all the same.
-            let other = open(&[listen(transport, "127.0.0.1:0")], 2)?;
+            let other = open(&[listen(transport, "127.0.0.1:0")], 2, false)?;
             let address = other[0][0].address;
-            let Err(error) = open(&[Listen { transport, bind: address }], 2) else {
+            let Err(error) = open(&[Listen { transport, bind: address }], 2, false) else {
                 panic!("two relays share {address}");
             };
             assert!(error.to_string().contains(&address.to_string()), "{error}");
         }
-        assert!(open(&[listen(Transport::Udp, "192.0.2.1:3478")], 1).is_err(), "not of this machine");
+        assert!(open(&[listen(Transport::Udp, "192.0.2.1:3478")], 1, false).is_err(), "not of this machine");
         Ok(())
     }
 
     #[test]
     fn a_wildcard_serves_its_family_and_port() -> anyhow::Result<()> {
-        let opened = open(&[listen(Transport::Udp, "0.0.0.0:0")], 1)?;
+        let opened = open(&[listen(Transport::Udp, "0.0.0.0:0")], 1, false)?;
         let listener = &opened[0][0];
         let port = listener.address.port();
         let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().expect("literal"), port);

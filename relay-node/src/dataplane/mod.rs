@@ -3,11 +3,16 @@
 mod accept;
 mod apply;
 mod counters;
+mod delivery;
 mod dtls;
 mod dtls_context;
 mod dtls_hello;
 mod dtls_session;
+mod ending;
+mod fence;
+mod ingress;
 mod listen;
+mod members;
 mod moved;
 mod opening;
 mod outgoing;
@@ -29,6 +34,7 @@ mod transport;
 mod udp;
 mod web;
 mod whereabouts;
+mod wildcard;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};
@@ -37,18 +43,29 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use turn_core::policy::Network;
-use turn_core::{AllocationId, Change, Record, Settings};
+use turn_core::{AllocationId, Change, MemberId, Record, Settings, WorkerId};
 
+use self::delivery::BackboneEnd;
+pub use self::delivery::Delivery;
 pub use self::dtls::DtlsLimits;
+pub use self::fence::{Fence, FenceReason};
+use self::ingress::Ingress;
+pub use self::ingress::Lookup;
+pub use self::members::MemberRoute;
+use self::members::MemberRoutes;
+use self::relayed::Routes;
 use self::start::Starting;
 pub use self::web::WebServer;
+pub use self::wildcard::{RelayedMode, check as check_wildcard};
 use self::worker::{Command, Shown};
+use crate::accounts::Accounts;
+use crate::backbone::{BackboneOutbox, Usabilities};
 use crate::certificates::Certificates;
-use crate::journal::Succession;
+use crate::journal::{Ends, Succession};
 use crate::registry::Registry;
 use crate::sys::epoll::Waker;
 use crate::sys::process::raise_descriptor_limit;
@@ -94,6 +111,10 @@ pub struct DataplaneConfig {
     pub nat_discovery: Option<[DiscoveryAddress; 4]>,
     /// Relay IPs, at most one per family.
     pub relay_ips: Vec<RelayIp>,
+    /// How they are held.
+    pub relayed: RelayedMode,
+    /// Whether they are bound at all: without public ports they are reached by the backbone, and on this node.
+    pub public_ports: bool,
     /// Ports of relayed addresses.
     pub relay_ports: RangeInclusive<u16>,
     /// Identity of the allocations.
@@ -102,6 +123,10 @@ pub struct DataplaneConfig {
     pub epoch: u64,
     /// Where the journal lives.
     pub journal: PathBuf,
+    /// Where usage is counted.
+    pub usage: PathBuf,
+    /// Records go to a store as well: what has ended is remembered until the store has it.
+    pub has_store: bool,
     /// Relayed addresses per node, 0 for no limit: one more is 508.
     pub max_allocations: usize,
     /// Relayed addresses per user on this node, 0 for no limit: one more is 486.
@@ -114,6 +139,9 @@ pub struct DataplaneConfig {
     pub streams: StreamConfig,
     /// How many DTLS sessions there are; they have the certificates of `streams`.
     pub dtls_limits: DtlsLimits,
+    /// The relay addresses move between machines: sockets are bound before an address is here, nothing is answered
+    /// until [`Dataplane::fence`] is lowered, and a worker that stood still raises it.
+    pub moves: bool,
 }
 
 /// How stream connections are let in.
@@ -155,6 +183,10 @@ impl Default for StreamConfig {
 pub struct WorkerSnapshot {
     /// Allocations held now.
     pub allocations: u64,
+    /// Those, by the transport of their clients: UDP, TCP, TLS, DTLS.
+    pub by_transport: [u64; 4],
+    /// Clients sent to other relays, by why: draining, overloaded.
+    pub redirected: [u64; 2],
     /// Relayed packets client to peer, peer to client.
     pub packets: [u64; 2],
     /// Relayed application bytes client to peer, peer to client.
@@ -169,6 +201,8 @@ pub struct WorkerSnapshot {
     pub cpu_micros: u64,
     /// Journal writes that failed.
     pub journal_errors: u64,
+    /// The journal lacks records until it can be written again: they are in the store alone.
+    pub journal_failed: bool,
     /// Open stream connections.
     pub connections: u64,
     /// Stream connections closed before they were of use, by label.
@@ -185,8 +219,28 @@ pub struct WorkerSnapshot {
 pub struct Dataplane {
     workers: Vec<Handle>,
     listen: Vec<Listen>,
+    journal: PathBuf,
+    ends: Arc<Ends>,
     registry: Arc<Registry>,
+    routes: Arc<Routes>,
     overflow: Arc<AtomicBool>,
+    fence: Arc<Fence>,
+    accounts: Arc<Accounts>,
+}
+
+/// What a data plane begins to serve with.
+#[derive(Debug)]
+pub struct Beginning {
+    /// Ownership.
+    pub epoch: u64,
+    /// As workers run with them from here on.
+    pub settings: Arc<Settings>,
+    /// Relayed addresses per user on this node, 0 for no limit.
+    pub user_quota: usize,
+    /// Of allocations that go on, newest already chosen.
+    pub records: Vec<Record>,
+    /// Tombstones that the store may not know.
+    pub ended: Vec<Change>,
 }
 
 /// A running worker, as others see it.
@@ -204,45 +258,161 @@ pub type ChangeReceiver = tokio::sync::mpsc::Receiver<Change>;
 const CHANGES: usize = 16_384;
 
 impl Dataplane {
-    /// Binds everything, restores `records` (newest already chosen; sockets first, then records), then starts to read.
-    /// A record whose client came over a stream ends as `Closed`. Changes overflow into [`Dataplane::take_overflow`].
+    /// [`Dataplane::open`] and [`Dataplane::begin`] at once.
     ///
     /// # Errors
-    /// One line that names the address and what to do.
+    /// Theirs.
     pub fn start(
         config: DataplaneConfig,
         settings: Arc<Settings>,
         records: Vec<Record>,
     ) -> anyhow::Result<(Self, ChangeReceiver)> {
+        let (epoch, user_quota) = (config.epoch, config.user_quota);
+        let (dataplane, changes) = Self::open(config, &settings)?;
+        dataplane.begin(Beginning { epoch, settings, user_quota, records, ended: Vec::new() })?;
+        Ok((dataplane, changes))
+    }
+
+    /// Binds everything and does not read: packets wait in the kernel until [`Dataplane::begin`]. From three seconds on
+    /// Binding requests are answered, and nothing else (promise P5). Changes overflow into
+    /// [`Dataplane::take_overflow`].
+    ///
+    /// # Errors
+    /// One line that names the address and what to do.
+    pub fn open(config: DataplaneConfig, settings: &Settings) -> anyhow::Result<(Self, ChangeReceiver)> {
         if !(1..=MAX_WORKERS).contains(&config.workers) {
             anyhow::bail!("workers: {} is not in 1..={MAX_WORKERS}", config.workers);
         }
         // Where it cannot be raised, the limit stays what it was: running out is said when it happens.
         let _ = raise_descriptor_limit();
-        relayed::check(&config.relay_ips)?;
-        let listeners = listen::open(&config.listen, config.workers)?;
-        let succession = Succession::begin(&config.journal)
-            .with_context(|| format!("cannot write the journal in {}; see `state_dir`", config.journal.display()))?;
-
+        if !config.moves {
+            relayed::check(&config.relay_ips)?;
+        }
+        let listeners = listen::open(&config.listen, config.workers, config.moves)?;
         let (changes, receiver) = tokio::sync::mpsc::channel(CHANGES);
         let mut starting = Starting::new(&config, &listeners[0], changes)?;
         let listen = start::addresses(&listeners[0]);
-        let dealt = restore::deal(records, config.workers);
-        let succession = Arc::new(succession);
-        for (listeners, records) in listeners.into_iter().zip(dealt) {
-            starting.spawn(&config, &settings, listeners, records, &succession)?;
+        let mute = Arc::new(start::mute(settings));
+        for listeners in listeners {
+            starting.spawn(&config, &mute, listeners)?;
         }
-        let overflow = Arc::clone(&starting.reporting.overflow);
-        let registry = Arc::clone(&starting.registry);
-        // From here on dropping the handles ends the workers, which wait for the word to read.
-        let dataplane = Self { workers: std::mem::take(&mut starting.handles), listen, registry, overflow };
-        starting.finish(succession)?;
+        let dataplane = Self {
+            workers: std::mem::take(&mut starting.handles),
+            listen,
+            journal: config.journal,
+            ends: Arc::new(Ends::new(config.has_store)),
+            registry: starting.registry,
+            routes: starting.routes,
+            overflow: starting.reporting.overflow,
+            fence: starting.fence,
+            accounts: starting.accounts,
+        };
         Ok((dataplane, receiver))
+    }
+
+    /// Restores records, each worker its own, and journals them; when all have done so they read. A record whose client
+    /// came over a stream ends as `Closed`.
+    ///
+    /// # Errors
+    /// The journal's directory cannot be read, or a worker died.
+    pub fn begin(&self, beginning: Beginning) -> anyhow::Result<()> {
+        let Beginning { epoch, settings, user_quota, records, ended } = beginning;
+        let workers = self.workers.len() as u16;
+        self.registry.set_user_quota(user_quota);
+        for ended in &ended {
+            self.ends.note(WorkerId(0), ended, Instant::now());
+            if let Change::End { id, reason, .. } = ended {
+                // The process that ended it may not have come so far.
+                self.accounts.end(*id, *reason, unix_ms());
+            }
+        }
+        let succession = Succession::begin(&self.journal, workers, Arc::clone(&self.ends))
+            .with_context(|| format!("cannot read the journal in {}; see `state_dir`", self.journal.display()))?;
+        let (ready, all_ready) = mpsc::channel();
+        let mut dealt = restore::deal(records, workers).into_iter();
+        self.tell(|| {
+            let records = dealt.next().unwrap_or_default();
+            Command::Begin { epoch, records, succession: Arc::clone(&succession), ready: ready.clone() }
+        });
+        // Only the workers are left to say something: one that panics is noticed.
+        drop(ready);
+        for _ in &self.workers {
+            all_ready.recv().context("a worker died while it restored its records")?;
+        }
+        self.tell(|| Command::Serve(Arc::clone(&settings)));
+        if !self.ends.are_kept() {
+            // There is no store that could bring back more.
+            self.accounts.end_unclaimed(unix_ms());
+        }
+        Ok(())
     }
 
     /// The client-facing addresses; where port 0 was asked for, with the one the system chose.
     pub fn listen(&self) -> &[Listen] {
         &self.listen
+    }
+
+    /// Whether anything is answered.
+    pub fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
+    /// What each allocation has used.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Who else is in the cluster, from now on.
+    pub fn set_members(&self, members: &[MemberRoute]) {
+        self.routes.members().rcu(|known| MemberRoutes::new(members, known.usabilities.clone()));
+    }
+
+    /// What the backbone is to deliver into.
+    pub fn delivery(&self) -> Delivery {
+        let mut outboxes = Vec::new();
+        for worker in &self.workers {
+            let (outbox, inbox) = ring::pair(&worker.waker);
+            // A worker that is gone takes no commands.
+            let _ = worker.commands.send(Command::HearBackbone(inbox));
+            worker.waker.wake();
+            outboxes.push(outbox);
+        }
+        Delivery::new(outboxes, Arc::clone(&self.routes), Arc::clone(&self.fence))
+    }
+
+    /// Packets for other members go by the backbone from now on, as far as it carries them. `outboxes` are in the order of
+    /// workers. What they want to know of clients is asked through the channel; see [`Dataplane::located`].
+    pub fn join_backbone(
+        &self,
+        outboxes: Vec<BackboneOutbox>,
+        usabilities: &Usabilities,
+        lookups: &tokio::sync::mpsc::Sender<Lookup>,
+    ) {
+        for (id, (worker, outbox)) in (0..).map(WorkerId).zip(self.workers.iter().zip(outboxes)) {
+            let ingress = Ingress::new(id, lookups.clone(), Instant::now());
+            let end = BackboneEnd { outbox, usabilities: usabilities.clone(), ingress };
+            // As above.
+            let _ = worker.commands.send(Command::JoinBackbone(Box::new(end)));
+            worker.waker.wake();
+        }
+        // Routes lead there once the workers have heard of it; until then packets are dropped as on any link.
+        let known =
+            |routes: &Arc<MemberRoutes>| MemberRoutes { usabilities: Some(usabilities.clone()), ..(**routes).clone() };
+        self.routes.members().rcu(known);
+    }
+
+    /// Answers a question of [`Dataplane::join_backbone`]: which member has the client's allocation.
+    pub fn located(&self, lookup: Lookup, member: Option<MemberId>) {
+        if let Some(worker) = self.workers.get(usize::from(lookup.worker.0)) {
+            // As above.
+            let _ = worker.commands.send(Command::Located { client: lookup.client, member });
+            worker.waker.wake();
+        }
+    }
+
+    /// Worker threads.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     /// Hands new settings to every worker.
@@ -270,6 +440,43 @@ impl Dataplane {
         let workers = self.workers.len() as u16;
         let mut dealt = restore::deal(records, workers).into_iter();
         self.tell(|| Command::Restore(dealt.next().unwrap_or_default()));
+    }
+
+    /// The store has every end that happened before `until`.
+    pub fn settle(&self, until: Instant) {
+        self.ends.settle(until);
+    }
+
+    /// Ends what cannot outlive the process: connections of clients, DTLS sessions, and their allocations. They are told
+    /// as far as that takes no waiting, and their ends are in the journal when this is done.
+    pub async fn end_sessions(&self) {
+        let mut answers = Vec::new();
+        self.tell(|| {
+            let (answer, receiver) = tokio::sync::oneshot::channel();
+            answers.push(receiver);
+            Command::EndSessions(answer)
+        });
+        for answer in answers {
+            // A worker that is gone has none.
+            let _ = answer.await;
+        }
+    }
+
+    /// Everything that was received before has left and is counted when this is done, also what went from worker to
+    /// worker.
+    pub async fn finish_turns(&self) {
+        for _ in 0..2 {
+            let mut answers = Vec::new();
+            self.tell(|| {
+                let (answer, receiver) = tokio::sync::oneshot::channel();
+                answers.push(receiver);
+                Command::FinishTurn(answer)
+            });
+            for answer in answers {
+                // A worker that is gone has none.
+                let _ = answer.await;
+            }
+        }
     }
 
     /// Every live record, for a resync.
@@ -317,6 +524,11 @@ impl Dataplane {
     }
 }
 
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Drop for Dataplane {
     fn drop(&mut self) {
         self.tell(|| Command::Stop);
@@ -324,5 +536,6 @@ impl Drop for Dataplane {
             // A worker that panicked has said so.
             let _ = thread.join();
         }
+        self.accounts.close();
     }
 }

@@ -1,6 +1,6 @@
 //! Clients that have moved (RFC 8016): what one worker receives and another one serves; see [`super::whereabouts`].
 
-use turn_core::{ConnectionId, FiveTuple, Head, Input, IpMeta, Path, WorkerId};
+use turn_core::{AccountId, ConnectionId, FiveTuple, Head, Input, IpMeta, Path, WorkerId};
 
 use super::apply::{Applied, Gathered, Origin};
 use super::counters::{Direction, Loss};
@@ -23,6 +23,7 @@ pub(super) enum Crossing {
         head: u8,
         padding: u8,
         direction: Option<Direction>,
+        account: AccountId,
     },
     /// The connection has closed.
     Closed(ConnectionId),
@@ -55,7 +56,8 @@ impl Worker {
         if worker == self.id {
             return None;
         }
-        let Gathered { head, body, padding, ip, direction } = gathered;
+        let Gathered { head, body, padding, ip, direction, account } = gathered;
+        let account = account.crossed();
         if direction.is_none() {
             // The other worker does not wait for this one's journal.
             self.commit();
@@ -66,7 +68,8 @@ impl Worker {
         };
         // No head is longer.
         let length = head.as_slice().len() as u8;
-        let meaning = Meaning::Moved(Crossing::ToClient { to, connection, ip, head: length, padding, direction });
+        let meaning =
+            Meaning::Moved(Crossing::ToClient { to, connection, ip, head: length, padding, direction, account });
         let parts = [head.as_slice(), bytes, &[]];
         let outbox = self.outboxes.get_mut(usize::from(worker.0)).and_then(Option::as_mut);
         if outbox.is_some_and(|outbox| outbox.push(meaning, parts).is_ok()) {
@@ -80,12 +83,12 @@ impl Worker {
     pub(super) fn take_moved(&mut self, crossing: Crossing, packet: PacketRef) {
         match crossing {
             Crossing::FromClient { from, path, ip } => drop(self.feed(Origin::Client { from, path, ip }, packet)),
-            Crossing::ToClient { to, connection, ip, head, padding, direction } => {
+            Crossing::ToClient { to, connection, ip, head, padding, direction, account } => {
                 let (front, payload) = (usize::from(head), packet.range(usize::from(head)..packet.len()));
                 let Some(head) = Head::from_slice(&self.packets.bytes(packet)[..front]) else {
                     return;
                 };
-                let gathered = Gathered { head, body: Body::Packet(payload), padding, ip, direction };
+                let gathered = Gathered { head, body: Body::Packet(payload), padding, ip, direction, account };
                 self.queue_to_client(to, Path::Connection(connection), gathered);
             }
             Crossing::Closed(connection) => self.handle(Input::Closed(connection)),

@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::FxHashMap;
-use turn_core::{ClaimError, Meters, PeerConnectionId, PeerEvent, RelayedAddr, WorkerId};
+use turn_core::{AccountId, ClaimError, Meters, PeerConnectionId, PeerEvent, RelayedAddr, WorkerId};
 
 use crate::sys::epoll::Waker;
 
@@ -49,6 +49,8 @@ pub(super) struct Waiting {
     pub(super) client: SocketAddr,
     /// What its bytes are charged to: the allocation's meter comes to whichever worker claims it this way.
     pub(super) meters: Meters,
+    /// Whose traffic they are.
+    pub(super) account: AccountId,
 }
 
 /// The socket of a peer data connection for its pipe.
@@ -56,6 +58,8 @@ pub(super) struct Claimed {
     pub(super) socket: TcpStream,
     /// See [`Waiting::meters`].
     pub(super) meters: Meters,
+    /// See [`Waiting::account`].
+    pub(super) account: AccountId,
 }
 
 struct Mailbox {
@@ -131,7 +135,8 @@ impl PeerTable {
         let PeerConnection { owner, relayed, .. } = *connection;
         drop(connections);
         self.post(owner, Letter::Event { relayed, connection: id, event: PeerEvent::Bound });
-        Ok(Claimed { socket, meters: waiting.meters })
+        // Whichever worker it is.
+        Ok(Claimed { socket, meters: waiting.meters, account: waiting.account.crossed() })
     }
 
     /// Ends a connection for its owner: a parked socket closes, a pipe is told.
@@ -190,7 +195,12 @@ mod tests {
     }
 
     fn alices() -> Waiting {
-        Waiting { username: (*b"alice").into(), client: relayed().bound, meters: Meters::default() }
+        Waiting {
+            username: (*b"alice").into(),
+            client: relayed().bound,
+            meters: Meters::default(),
+            account: AccountId::NONE,
+        }
     }
 
     /// A connection's two ends.

@@ -19,6 +19,7 @@ use super::peer_table::{Claimed, Letter, PeerTable, Waiting};
 use super::relayed::{Routes, TcpRoute};
 use super::worker::{Token, Worker};
 use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::link::set_freebind;
 
 /// Peers accepted at one relayed address before others have their turn.
 const ACCEPT_BUDGET: usize = 16;
@@ -314,6 +315,7 @@ fn new_socket(address: SocketAddr) -> io::Result<Socket> {
     // Connections of an allocation before this one linger in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    set_freebind(socket.as_fd(), address.is_ipv6())?;
     Ok(socket)
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use turn_core::{ConnectionId, Limits, Meters, PeerConnectionId, meter};
+use turn_core::{AccountId, ConnectionId, Limits, Meters, PeerConnectionId};
 
 use super::counters::{Counters, Direction};
 use super::peer_table::Claimed;
@@ -49,10 +49,10 @@ pub(super) enum End {
 
 impl End {
     /// Which way goes what comes from here.
-    fn direction(self) -> meter::Direction {
+    fn direction(self) -> Direction {
         match self {
-            Self::Client => meter::Direction::ToPeer,
-            Self::Peer => meter::Direction::ToClient,
+            Self::Client => Direction::ToPeer,
+            Self::Peer => Direction::ToClient,
         }
     }
 }
@@ -96,6 +96,8 @@ struct Pipe {
     peer: Side<Socket>,
     /// What its bytes are charged to.
     meters: Meters,
+    /// Whose traffic they are.
+    account: AccountId,
     /// When bytes last moved.
     moved: Instant,
 }
@@ -113,11 +115,13 @@ struct Side<S> {
     paused: Option<Instant>,
     /// What epoll has been told; nothing while epoll does not know it.
     interest: Option<Interest>,
+    /// Reads and bytes of the other side that the kernel has not taken for this one as far as is known.
+    owed: (u64, u64),
 }
 
 impl<S> Side<S> {
     fn new(stream: S) -> Self {
-        Self { stream, ended: false, told: false, gone: false, paused: None, interest: None }
+        Self { stream, ended: false, told: false, gone: false, paused: None, interest: None, owed: (0, 0) }
     }
 }
 
@@ -169,8 +173,9 @@ impl Pipe {
         limits: &Limits,
         now: Instant,
     ) -> io::Result<()> {
-        self.client.stream.flush()?;
-        self.peer.stream.flush()?;
+        let flushed = (self.client.stream.flush(), self.peer.stream.flush());
+        self.settle(counters);
+        flushed.0.and(flushed.1)?;
         if from != Some(End::Peer) || self.client.stream.has_unread() {
             let mut reads = 0;
             // What no readiness tells of is read now.
@@ -185,6 +190,8 @@ impl Pipe {
                         self.charge(End::Client, length, limits, now);
                         self.peer.stream.write(&buffer[..length])?;
                         counters.relayed(Direction::ToPeer, length);
+                        owe(&mut self.peer.owed, length);
+                        self.settle(counters);
                         self.moved = now;
                     }
                     Arrived::Nothing => break,
@@ -207,6 +214,8 @@ impl Pipe {
                         self.charge(End::Peer, length, limits, now);
                         self.client.stream.write([&buffer[..length], b"", b""], scratch)?;
                         counters.relayed(Direction::ToClient, length);
+                        owe(&mut self.client.owed, length);
+                        self.settle(counters);
                         self.moved = now;
                     }
                     Err(error) if is_transient(&error) => break,
@@ -245,6 +254,22 @@ impl Pipe {
     fn charge(&self, end: End, bytes: usize, limits: &Limits, now: Instant) {
         if limits.has_rates() {
             self.meters.charge(end.direction(), now, bytes, limits);
+        }
+    }
+
+    /// Charges what the kernel has taken by now, each read as a packet. What waits for a client with TLS is longer than
+    /// the bytes in it: they are charged when all of it has left, at the latest.
+    fn settle(&mut self, counters: &Counters) {
+        let sides = [
+            (Direction::ToPeer, &mut self.peer.owed, self.peer.stream.unsent.len()),
+            (Direction::ToClient, &mut self.client.owed, self.client.stream.unsent()),
+        ];
+        for (direction, owed, unsent) in sides {
+            let taken = owed.1.saturating_sub(unsent as u64);
+            if taken > 0 {
+                counters.pay(direction, owed.0, taken, self.account);
+                *owed = (0, owed.1 - taken);
+            }
         }
     }
 
@@ -329,9 +354,9 @@ impl Worker {
             self.relayed.peers.ended(id);
             return;
         }
-        let Claimed { socket, meters } = peer;
+        let Claimed { socket, meters, account } = peer;
         let peer = Socket { socket, unsent: VecDeque::new() };
-        let pipe = Pipe { id, client: Side::new(client), peer: Side::new(peer), meters, moved: self.now.mono };
+        let pipe = Pipe { id, client: Side::new(client), peer: Side::new(peer), meters, account, moved: self.now.mono };
         let key = self.pipes.table.insert(pipe);
         self.pipes.by_id.insert(id, key);
         self.pump(key, None);
@@ -442,6 +467,11 @@ impl Worker {
         self.streams.join_soon(connection);
         self.relayed.peers.join(connection, peer);
     }
+}
+
+/// One read more, of so many bytes.
+fn owe(owed: &mut (u64, u64), bytes: usize) {
+    *owed = (owed.0 + 1, owed.1 + bytes as u64);
 }
 
 fn is_transient(error: &io::Error) -> bool {

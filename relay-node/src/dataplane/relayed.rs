@@ -5,24 +5,31 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use slab::Slab;
 use socket2::{Domain, Socket, Type};
+use turn_core::wire::attribute::ReservationToken;
 use turn_core::{
-    AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, Meters, PeerAddr,
-    PeerConnectionId, PeerTransport, RelayedAddr, Route, Ticket, WorkerId,
+    AccountId, AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, Meters,
+    Now, PeerAddr, PeerConnectionId, PeerTransport, RESERVED_FOR, RelayedAddr, Route, Ticket, WorkerId,
 };
 
 use super::RelayIp;
+use super::members::MemberRoutes;
+use super::packet::Appetite;
 use super::peer_table::PeerTable;
 use super::peers::{self, Peers};
 use super::whereabouts::Whereabouts;
+use super::wildcard::Wildcard;
 use super::worker::Token;
+use crate::accounts::Accounts;
 use crate::registry::{Registry, RestoreError};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::socket::{Fragmentation, receive_errors, set_fragmentation};
+use crate::sys::link::set_freebind;
+use crate::sys::socket::{Fragmentation, receive_coalesced, receive_errors, set_fragmentation};
 
 /// Who owns a peer's address, as far as this node is concerned. Read per packet by every worker.
 pub(super) struct Routes {
@@ -31,6 +38,7 @@ pub(super) struct Routes {
     listeners: Vec<SocketAddr>,
     listener_ports: Vec<u16>,
     whereabouts: Whereabouts,
+    members: ArcSwap<MemberRoutes>,
 }
 
 /// Relayed port -> worker, for one relay IP.
@@ -68,6 +76,7 @@ impl Routes {
             listener_ports: listeners.iter().map(SocketAddr::port).collect(),
             listeners: addresses,
             whereabouts: Whereabouts::default(),
+            members: ArcSwap::default(),
         }
     }
 
@@ -76,11 +85,16 @@ impl Routes {
             if to.ip() == ip.bound || to.ip() == ip.advertised {
                 // Relaxed: a packet that overtakes the change of its port is lost, as on any network.
                 return match table.0[usize::from(to.port())].load(Ordering::Relaxed) {
+                    // Another member may have other ports of the same IP.
+                    0 => self.members.load().route(to.socket_addr()).unwrap_or(Route::Nobody),
                     // A datagram has nobody to go to at an address of TCP.
-                    0 | TCP.. => Route::Nobody,
+                    TCP.. => Route::Nobody,
                     worker => Route::Worker(WorkerId(u16::from(worker) - 1)),
                 };
             }
+        }
+        if let Some(route) = self.members.load().route(to.socket_addr()) {
+            return route;
         }
         if self.listener_ports.contains(&to.port()) && self.listeners.contains(&to.socket_addr()) {
             return Route::Nobody;
@@ -102,6 +116,20 @@ impl Routes {
             Route::Internet => TcpRoute::Internet,
             Route::Worker(_) | Route::Member(_) | Route::Nobody => TcpRoute::Nobody,
         }
+    }
+
+    /// Which worker has a relayed address of UDP of this node.
+    pub(super) fn worker_of(&self, relayed: PeerAddr) -> Option<WorkerId> {
+        let ours = self.relay_ips.iter().find(|(ip, _)| relayed.ip() == ip.advertised);
+        match ours?.1.0[usize::from(relayed.port())].load(Ordering::Relaxed) {
+            0 | TCP.. => None,
+            worker => Some(WorkerId(u16::from(worker) - 1)),
+        }
+    }
+
+    /// Other members, and what is known of the ways to them.
+    pub(super) fn members(&self) -> &ArcSwap<MemberRoutes> {
+        &self.members
     }
 
     /// A peer as clients know it: an allocation of this node is known by its advertised address.
@@ -130,7 +158,9 @@ impl Routes {
 /// A relayed address with its socket.
 pub(super) struct RelayedSocket {
     pub(super) relayed: RelayedAddr,
-    pub(super) socket: UdpSocket,
+    /// None where all share those of [`Relayed::wildcard`], or none is bound.
+    pub(super) socket: Option<UdpSocket>,
+    pub(super) appetite: Appetite,
     /// Known since its first record.
     holder: Option<AllocationId>,
 }
@@ -144,8 +174,13 @@ pub(super) struct Relayed {
     sockets: Slab<RelayedSocket>,
     by_port: FxHashMap<(Family, u16), usize>,
     released: Vec<(RelayedAddr, Box<[u8]>)>,
+    pub(super) accounts: Arc<Accounts>,
+    /// They have no sockets: nothing reaches them from outside.
+    private: bool,
     /// Of TCP allocations.
     pub(super) peers: Peers,
+    /// What all relayed addresses of UDP share, if they do; away while it sends.
+    pub(super) wildcard: Option<Box<Wildcard>>,
 }
 
 impl Relayed {
@@ -155,8 +190,12 @@ impl Relayed {
         routes: Arc<Routes>,
         table: Arc<PeerTable>,
         epoll: Arc<Epoll>,
+        (wildcard, private): (Option<Box<Wildcard>>, bool),
+        accounts: Arc<Accounts>,
     ) -> Self {
         Self {
+            private,
+            wildcard,
             peers: Peers::new(worker, table, Arc::clone(&routes), Arc::clone(&epoll)),
             worker,
             registry,
@@ -165,6 +204,7 @@ impl Relayed {
             sockets: Slab::new(),
             by_port: FxHashMap::default(),
             released: Vec::new(),
+            accounts,
         }
     }
 
@@ -173,9 +213,53 @@ impl Relayed {
         self.sockets.get(key)
     }
 
+    /// As [`Relayed::socket`].
+    pub(super) fn socket_mut(&mut self, key: usize) -> Option<&mut RelayedSocket> {
+        self.sockets.get_mut(key)
+    }
+
     /// The key of the socket at a relayed address of this worker, by its bound or its advertised address.
     pub(super) fn find(&self, address: SocketAddr) -> Option<usize> {
         self.by_port.get(&(Family::of(address.ip()), address.port())).copied()
+    }
+
+    /// Whether relayed addresses share a socket.
+    pub(super) fn is_wildcard(&self) -> bool {
+        self.wildcard.is_some()
+    }
+
+    /// The relayed address of this worker that is bound exactly there, if it shares a socket.
+    pub(super) fn steered(&self, bound: SocketAddr) -> Option<RelayedAddr> {
+        let entry = self.socket(self.find(bound)?)?;
+        (entry.relayed.bound == bound && entry.socket.is_none()).then_some(entry.relayed)
+    }
+
+    /// See [`turn_core::Output::Permit`].
+    pub(super) fn permit(&self, relayed: RelayedAddr, peer: IpAddr, until: Instant) {
+        if let (Some(wildcard), Some(relayed)) = (&self.wildcard, self.steered(relayed.bound)) {
+            wildcard.permit(relayed, peer, until);
+        }
+    }
+
+    /// See [`turn_core::Output::Forbid`].
+    pub(super) fn forbid(&self, relayed: RelayedAddr, peer: IpAddr) {
+        if let (Some(wildcard), Some(relayed)) = (&self.wildcard, self.steered(relayed.bound)) {
+            wildcard.forbid(relayed, peer);
+        }
+    }
+
+    /// How the registry is to make sure of a port.
+    fn opener(&self) -> fn(SocketAddr) -> io::Result<UdpSocket> {
+        match self.is_wildcard() {
+            _ if self.private => stay_private,
+            true => hold,
+            false => open,
+        }
+    }
+
+    /// What relayed sockets of a family bind.
+    pub(super) fn bound_ips(&self, v4: bool) -> impl Iterator<Item = IpAddr> + '_ {
+        self.routes.relay_ips.iter().map(|(ip, _)| ip.bound).filter(move |ip| ip.is_ipv4() == v4)
     }
 
     /// As [`Registry::ours`].
@@ -215,16 +299,39 @@ impl Relayed {
     /// # Errors
     /// See [`RestoreError`].
     pub(super) fn restore(&mut self, relayed: RelayedAddr, quota_key: &[u8]) -> Result<(), RestoreError> {
-        let socket = self.registry.restore(relayed, quota_key, open)?;
+        let socket = self.registry.restore(relayed, quota_key, self.opener())?;
         self.keep(relayed, socket).map_err(|error| {
             self.registry.release(relayed, quota_key);
             RestoreError::Bind(error)
         })
     }
 
+    /// Reserves the port above `first` again, until a wall time in Unix milliseconds. One that cannot be had is let go:
+    /// it is not an allocation yet.
+    pub(super) fn restore_reservation(
+        &self,
+        first: RelayedAddr,
+        (token, until): (ReservationToken, u64),
+        quota_key: &[u8],
+        now: Now,
+    ) {
+        let Some(left) = until.checked_sub(now.wall).filter(|left| *left > 0) else {
+            return;
+        };
+        let until = now.mono + Duration::from_millis(left).min(RESERVED_FOR);
+        if let Err(error) = self.registry.restore_reservation(first, token, until, quota_key, self.opener()) {
+            tracing::debug!(port = first.port(), %error, "a reserved port is not restored");
+        }
+    }
+
     /// Nothing is sent to it any more; what this turn still sends from it leaves first.
     pub(super) fn release(&mut self, relayed: RelayedAddr, quota_key: Box<[u8]>) {
         self.routes.set(relayed, None, 0);
+        if let Some(wildcard) = &self.wildcard
+            && self.steered(relayed.bound).is_some()
+        {
+            wildcard.let_go(relayed);
+        }
         self.released.push((relayed, quota_key));
     }
 
@@ -247,10 +354,19 @@ impl Relayed {
 
     fn keep(&mut self, relayed: RelayedAddr, socket: UdpSocket) -> io::Result<()> {
         let entry = self.sockets.vacant_entry();
-        let token = Token::Relayed(entry.key()).encode();
-        self.epoll.add(socket.as_fd(), token, Interest::Read)?;
+        let socket = if let Some(wildcard) = &self.wildcard {
+            // From here on nobody else is found at this port, with or without the socket that showed it to be free.
+            wildcard.steer(relayed);
+            None
+        } else if self.private {
+            None
+        } else {
+            let token = Token::Relayed(entry.key()).encode();
+            self.epoll.add(socket.as_fd(), token, Interest::Read)?;
+            Some(socket)
+        };
         self.by_port.insert((relayed.family(), relayed.port()), entry.key());
-        entry.insert(RelayedSocket { relayed, socket, holder: None });
+        entry.insert(RelayedSocket { relayed, socket, appetite: Appetite::new(1), holder: None });
         self.routes.set(relayed, Some(self.worker), 0);
         Ok(())
     }
@@ -275,7 +391,7 @@ impl Host for Relayed {
         if request.transport == PeerTransport::Tcp {
             return self.listen(request);
         }
-        let (bound, socket) = self.registry.bind(request, open)?;
+        let (bound, socket) = self.registry.bind(request, self.opener())?;
         self.keep(bound.relayed, socket).map_err(|error| {
             tracing::error!(%error, "cannot watch a relayed address");
             self.registry.release(bound.relayed, request.quota_key);
@@ -304,13 +420,31 @@ impl Host for Relayed {
         self.registry.meters(quota_key)
     }
 
+    fn account(&mut self, id: AllocationId, username: &[u8], restored: bool) -> AccountId {
+        self.accounts.take(id, username, restored)
+    }
+
     fn route(&self, to: PeerAddr) -> Route {
         self.routes.route(to)
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+/// Takes a port for the moment: that nobody else has it is all there is to know.
+fn hold(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    set_freebind(socket.as_fd(), address.is_ipv6())?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// No port outside of this process stands for the relayed address.
+fn stay_private(address: SocketAddr) -> io::Result<UdpSocket> {
+    Ok(Socket::new(Domain::for_address(address), Type::DGRAM, None)?.into())
+}
+
+/// A socket for a relayed address of its own.
+pub(super) fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
         socket.set_recv_tclass_v6(true)?;
@@ -318,10 +452,17 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_recv_tos_v4(true)?;
     }
     receive_errors(socket.as_fd(), address.is_ipv6())?;
+    receive_coalesced(socket.as_fd())?;
     // RFC 8656 §14, alternate behavior: the DF bit of what arrives is not known, and taken for 0.
     set_fragmentation(socket.as_fd(), address.is_ipv6(), Fragmentation::Allowed)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    match socket.bind(&address.into()) {
+        // [`check`] has seen that the address is here, or it comes later.
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            set_freebind(socket.as_fd(), address.is_ipv6())?;
+            socket.bind(&address.into())?;
+        }
+        bound => bound?,
+    }
     Ok(socket.into())
 }
 
@@ -331,7 +472,7 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
 /// One line that names the address and what to do.
 pub(super) fn check(relay_ips: &[RelayIp]) -> anyhow::Result<()> {
     for ip in relay_ips {
-        if let Err(error) = open(SocketAddr::new(ip.bound, 0)) {
+        if let Err(error) = UdpSocket::bind(SocketAddr::new(ip.bound, 0)) {
             anyhow::bail!(
                 "cannot open a relayed address at {}: {error}; set `relay_ip` (or `relay_ip6`) to an address of this \
                  machine",
@@ -373,7 +514,9 @@ mod tests {
         let registry = Arc::new(Registry::new(ips, 50_000..=59_999, bounds));
         let epoll = Arc::new(Epoll::new()?);
         let table = Arc::new(PeerTable::new(9, &[]));
-        Ok((Relayed::new(WorkerId(3), registry, Arc::clone(&routes), table, epoll), routes))
+        let directory = tempfile::tempdir()?;
+        let accounts = Arc::new(Accounts::open(directory.path(), 9, false)?);
+        Ok((Relayed::new(WorkerId(3), registry, Arc::clone(&routes), table, epoll, (None, false), accounts), routes))
     }
 
     #[test]

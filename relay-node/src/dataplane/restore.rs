@@ -56,6 +56,11 @@ impl Worker {
     /// said, and the rest goes on.
     pub(super) fn restore(&mut self, records: Vec<Record>) {
         for record in records {
+            if self.journal.as_ref().is_some_and(|journal| journal.has_ended(record.id)) {
+                // The store has not heard of it yet.
+                self.counters.lost(Loss::RestoreEnded);
+                continue;
+            }
             let ours = self.ours(&record);
             let Some(path) = self.path_of(&record).filter(|_| !ours.is_empty()) else {
                 self.counters.lost(Loss::RestoreForeign);
@@ -104,12 +109,16 @@ impl Worker {
             return;
         }
         keep_addresses(&mut record, &held);
+        let reservation = record.reservation.filter(|_| !known);
         let change = Change::Put(Box::new(record.clone()));
         let before = self.server.allocations();
         self.handle(Input::Restore { record: Box::new(record), path });
         if known || self.server.allocations() > before {
             // The store has it already. Of one that is known the newer state counts, here and in the core.
             self.keep(&change);
+            if let (Some(reservation), Some(first)) = (reservation, held.first()) {
+                self.relayed.restore_reservation(*first, reservation, &quota_key, self.now);
+            }
         } else {
             // The core has no use for it; whatever it released itself is not released again.
             for relayed in opened {
@@ -128,7 +137,11 @@ impl Worker {
         let five_tuple = record.five_tuple;
         let index =
             self.listeners.iter().position(|listener| listener.serves(five_tuple.transport, five_tuple.server))?;
-        Some(Path::Listener(ListenerId(index as u16)))
+        let listener = ListenerId(index as u16);
+        match record.proxy.filter(|proxy| self.streams.half_open.trusts(proxy.ip())) {
+            Some(proxy) => Some(Path::Proxied(listener, proxy)),
+            None => Some(Path::Listener(listener)),
+        }
     }
 
     fn end(&mut self, record: &Record, reason: EndReason) {

@@ -1,10 +1,11 @@
 //! Rings between workers: single producer, single consumer, bounded, one for each ordered pair. A packet crosses as a
 //! copy, with what it means to the worker that gets it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
-use turn_core::{FiveTuple, IpMeta, Path, PeerAddr};
+use turn_core::{FiveTuple, IpMeta, MemberId, Path, PeerAddr};
 
 use super::moved::Crossing;
 use crate::sys::epoll::Waker;
@@ -21,8 +22,12 @@ const LEAST_BYTES: usize = 128 << 10;
 pub(super) enum Meaning {
     /// It came from a client that this worker owns and the kernel delivered elsewhere.
     FromClient { from: FiveTuple, path: Path, ip: IpMeta },
-    /// An allocation of the other worker sent it to a relayed address of this one.
+    /// An allocation of the other worker, or of another member, sent it to a relayed address of this one.
     FromPeer { relayed: PeerAddr, from: PeerAddr, ip: IpMeta },
+    /// It came from a client of this relay, at another member.
+    Ingress { member: MemberId, client: SocketAddr, server: SocketAddr, ip: IpMeta },
+    /// Another member has it for a client whose packets arrive here.
+    IngressReply { member: MemberId, client: SocketAddr, server: SocketAddr, ip: IpMeta },
     /// It is of a client that has moved.
     Moved(Crossing),
 }
@@ -55,10 +60,11 @@ impl Outbox {
         Ok(())
     }
 
-    /// Wakes the other worker if anything was pushed since the last time: once a turn.
+    /// Wakes the other worker if it sleeps and anything was pushed since the last time: once a turn. One that is awake
+    /// looks into its rings in each turn.
     pub(super) fn wake(&mut self) {
         if std::mem::take(&mut self.pushed) {
-            self.waker.wake();
+            self.waker.wake_dozing();
         }
     }
 }
@@ -82,6 +88,14 @@ impl Inbox {
     pub(super) fn is_empty(&self) -> bool {
         self.packets.is_empty()
     }
+}
+
+/// A ring to one worker from a thread that is none.
+pub(super) fn pair(waker: &Arc<Waker>) -> (Outbox, Inbox) {
+    let (packets, packets_end) = RingBuffer::new(PACKETS);
+    let (bytes, bytes_end) = RingBuffer::new(BYTES);
+    let outbox = Outbox { packets, bytes, waker: Arc::clone(waker), pushed: false };
+    (outbox, Inbox { packets: packets_end, bytes: bytes_end })
 }
 
 /// The ends that one worker holds: outboxes by worker (none to itself), inboxes in no order.
@@ -109,7 +123,11 @@ pub(super) fn mesh(wakers: &[Arc<Waker>]) -> Vec<Ends> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
     use super::*;
+    use crate::sys::epoll::{Epoll, Events, Interest};
 
     fn meaning(port: u16) -> Meaning {
         let address = |port| PeerAddr::new(([192, 0, 2, 1], port).into());
@@ -161,21 +179,63 @@ mod tests {
     }
 
     #[test]
-    fn the_other_worker_is_woken_once_a_turn() -> std::io::Result<()> {
+    fn the_other_worker_is_woken_once_and_only_if_it_sleeps() -> std::io::Result<()> {
         let (mut outbox, _inbox, waker) = pair()?;
         let woken = || {
             let mut count = [0; 8];
-            let file = std::fs::File::from(std::os::fd::AsFd::as_fd(&*waker).try_clone_to_owned().expect("a copy"));
+            let file = std::fs::File::from(waker.as_fd().try_clone_to_owned().expect("a copy"));
             std::io::Read::read(&mut &file, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
         };
+        let push = |outbox: &mut Outbox| outbox.push(meaning(1), [b"x", b"", b""]).expect("room");
+        push(&mut outbox);
+        outbox.wake();
+        assert_eq!(woken(), 0, "it is awake");
+        waker.doze();
         outbox.wake();
         assert_eq!(woken(), 0, "nothing was pushed");
         for _ in 0..3 {
-            outbox.push(meaning(1), [b"x", b"", b""]).expect("room");
+            push(&mut outbox);
+            outbox.wake();
         }
-        outbox.wake();
-        outbox.wake();
         assert_eq!(woken(), 1);
+        waker.doze();
+        waker.rise();
+        push(&mut outbox);
+        outbox.wake();
+        assert_eq!(woken(), 0, "it has got up by itself");
         Ok(())
+    }
+
+    #[test]
+    fn no_packet_is_slept_through() -> std::io::Result<()> {
+        const PACKETS: usize = 50_000;
+        let (mut outbox, mut inbox, waker) = pair()?;
+        let (epoll, mut events) = (Epoll::new()?, Events::with_capacity(1));
+        epoll.add(waker.as_fd(), 0, Interest::Read)?;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..PACKETS {
+                    while outbox.push(meaning(1), [b"x", b"", b""]).is_err() {
+                        outbox.wake();
+                        std::thread::yield_now();
+                    }
+                    outbox.wake();
+                }
+            });
+            let (mut buffer, mut seen) = ([0; 64], 0);
+            while seen < PACKETS {
+                waker.doze();
+                if inbox.is_empty() {
+                    epoll.wait(&mut events, Some(Duration::from_secs(20)))?;
+                    assert!(!events.is_empty(), "asleep with {} packets to come", PACKETS - seen);
+                    waker.reset();
+                }
+                waker.rise();
+                while inbox.pop(&mut buffer).is_some() {
+                    seen += 1;
+                }
+            }
+            Ok(())
+        })
     }
 }

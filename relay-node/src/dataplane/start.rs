@@ -3,42 +3,50 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use turn_core::{Change, DiscoveryPlace, ListenerId, NatDiscovery, Record, Server, Settings, Transport, WorkerId};
+use turn_core::{
+    Change, DiscoveryPlace, KeyRing, ListenerId, NatDiscovery, Server, Settings, Transport, Vouchers, WorkerId,
+};
 
 use super::accept::Door;
 use super::dtls::Sessions;
 use super::dtls_context::Contexts;
+use super::fence::{Fence, FenceReason, Pause};
 use super::listen::Listener;
 use super::peer_table::PeerTable;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
+use super::wildcard::{self, Wildcard};
 use super::worker::{Reporting, Setup, Shown, Worker};
 use super::{DataplaneConfig, DiscoveryAddress, Handle, Listen};
-use crate::journal::Succession;
+use crate::accounts::Accounts;
 use crate::registry::{Bounds, Registry};
 use crate::sys::epoll::{Epoll, Waker};
+
+/// How long packets wait in the kernel while records are loaded; then Binding requests are answered meanwhile.
+const MUTE_AFTER: Duration = Duration::from_secs(3);
 
 /// Workers on their way.
 pub(super) struct Starting {
     pub(super) handles: Vec<Handle>,
     pub(super) reporting: Reporting,
     pub(super) registry: Arc<Registry>,
-    routes: Arc<Routes>,
+    pub(super) fence: Arc<Fence>,
+    pub(super) accounts: Arc<Accounts>,
+    pub(super) routes: Arc<Routes>,
     door: Arc<Door>,
     contexts: Option<Arc<Contexts>>,
     peers: Arc<PeerTable>,
+    vouchers: Arc<Vouchers>,
     wakers: Vec<Arc<Waker>>,
     /// Rings of the workers that have not been spawned, the first one last.
     ends: Vec<Ends>,
-    /// Each worker says here that its records are restored and journaled, or why not.
-    ready: (Sender<anyhow::Result<()>>, Receiver<anyhow::Result<()>>),
-    /// A word to each worker to begin to read; dropped, they end.
-    go: Vec<Sender<()>>,
+    /// What relayed addresses share, if they do, of the workers that have not been spawned, the first one last.
+    wildcards: Vec<Wildcard>,
 }
 
 impl Starting {
@@ -57,18 +65,27 @@ impl Starting {
         let served: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
         let contexts = config.streams.certificates.clone().map(Contexts::new);
         let contexts = contexts.transpose().context("certificates: OpenSSL, which serves DTLS, refuses them")?;
+        let fence = Fence::default();
+        if config.moves {
+            fence.raise(FenceReason::Address);
+        }
+        let mut secret = [[0; 8]; 2];
+        getrandom::fill(secret.as_flattened_mut()).context("the system has no randomness")?;
+        let secret = secret.map(u64::from_ne_bytes);
         Ok(Self {
             handles: Vec::new(),
+            fence: Arc::new(fence),
+            accounts: Arc::new(accounts(config).context("no memory to count usage in")?),
             reporting: Reporting { changes, overflow: Arc::new(AtomicBool::new(false)) },
             registry: Arc::new(Registry::new(config.relay_ips.clone(), config.relay_ports.clone(), bounds)),
             routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
             door: Door::new(&config.streams)?,
             contexts: contexts.map(Arc::new),
+            vouchers: Arc::new(Vouchers::new(secret)),
             peers: Arc::new(PeerTable::new(config.max_connections.saturating_mul(config.workers.into()), &wakers)),
             wakers,
             ends,
-            ready: mpsc::channel(),
-            go: Vec::new(),
+            wildcards: wildcard::open(config)?,
         })
     }
 
@@ -90,6 +107,7 @@ impl Starting {
         let mut cookie_secret = [0; 64];
         getrandom::fill(&mut cookie_secret).context("the system has no randomness")?;
         let mut server = Server::new(id, config.relay_address, config.epoch, Arc::clone(settings), seed);
+        server.share_vouchers(Arc::clone(&self.vouchers));
         if let Some(addresses) = config.nat_discovery {
             server.set_nat_discovery(discovery(addresses, &listeners)?);
         }
@@ -99,6 +117,8 @@ impl Starting {
             Arc::clone(&self.routes),
             Arc::clone(&self.peers),
             Arc::clone(&epoll),
+            (self.wildcards.pop().map(Box::new), !config.public_ports),
+            Arc::clone(&self.accounts),
         );
         self.handles.push(Handle { commands, waker: Arc::clone(&waker), shown: Arc::clone(&shown), thread: None });
         Ok(Setup {
@@ -118,60 +138,47 @@ impl Starting {
             stream_send_cap: config.stream_send_cap,
             max_connections: config.max_connections,
             door: Arc::clone(&self.door),
+            fence: Arc::clone(&self.fence),
+            pause: Pause::new(config.moves),
+            accounts: Arc::clone(&self.accounts),
             dtls: Sessions::new(id, self.contexts.clone(), config.dtls_limits, cookie_secret, Instant::now()),
         })
     }
 
-    /// Starts the next worker: it restores its records, journals them, and waits.
+    /// Starts the next worker: it waits for its records, and for the word to read.
     pub(super) fn spawn(
         &mut self,
         config: &DataplaneConfig,
         settings: &Arc<Settings>,
         listeners: Vec<Listener>,
-        records: Vec<Record>,
-        succession: &Arc<Succession>,
     ) -> anyhow::Result<()> {
         let setup = self.set_up(config, settings, listeners)?;
         let id = setup.id;
-        let (ready, (go, word)) = (self.ready.0.clone(), mpsc::channel());
-        let succession = Arc::clone(succession);
         let thread = thread::Builder::new()
             .name(format!("worker-{}", id.0))
             .spawn(move || {
                 let mut worker = Worker::new(setup);
-                worker.restore(records);
-                let kept = worker.keep_journal(|records| succession.open(id, records));
-                drop(succession);
-                // Without anybody to tell, or without the word, the start has failed elsewhere.
-                let told = ready.send(kept.with_context(|| format!("cannot write the journal of worker {}", id.0)));
-                drop(ready);
-                if told.is_ok() && word.recv().is_ok() && let Err(error) = worker.run() {
+                if worker.await_beginning(MUTE_AFTER) && let Err(error) = worker.run() {
                     tracing::error!(worker = id.0, %error, "a worker cannot go on; the relay ends, and its journal brings it back");
                     std::process::abort();
                 }
             })
             .with_context(|| format!("cannot start the thread of worker {}", id.0))?;
-        self.go.push(go);
         self.handles[usize::from(id.0)].thread = Some(thread);
         Ok(())
     }
+}
 
-    /// Waits until every worker has restored and journaled its records, removes the journals they came from, and lets
-    /// the workers read.
-    pub(super) fn finish(self, succession: Arc<Succession>) -> anyhow::Result<()> {
-        let (told, ready) = self.ready;
-        // Only the workers are left to say something: one that panics is noticed.
-        drop(told);
-        for _ in &self.go {
-            ready.recv().map_err(|_| anyhow!("a worker died while it restored its records"))??;
-        }
-        let succession = Arc::into_inner(succession).context("a worker still writes its first journal")?;
-        succession.finish().context("cannot remove the journals of the last start; see `state_dir`")?;
-        for go in self.go {
-            go.send(()).map_err(|_| anyhow!("a worker died before it served"))?;
-        }
-        Ok(())
-    }
+/// What usage is counted in: an allocation has at least one port.
+fn accounts(config: &DataplaneConfig) -> std::io::Result<Accounts> {
+    let ports = config.relay_ports.len() * config.relay_ips.len();
+    let most = if config.max_allocations == 0 { ports } else { ports.min(config.max_allocations) };
+    Accounts::open(&config.usage, u32::try_from(most).unwrap_or(u32::MAX), config.has_store)
+}
+
+/// Settings with which only Binding requests are answered: nobody can be authenticated.
+pub(super) fn mute(settings: &Settings) -> Settings {
+    Settings { nonce_keys: KeyRing::default(), ..settings.clone() }
 }
 
 /// The four addresses with the sockets that serve them (RFC 5780 §6).

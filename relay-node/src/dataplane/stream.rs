@@ -1,6 +1,7 @@
 //! One connection of a client: where frames begin and end (RFC 8656 §12.5), and what is dropped when it does not take
 //! what is sent. Whether its bytes travel in TLS makes no difference here.
 
+use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,8 +9,9 @@ use std::time::Instant;
 use rustls::ServerConfig;
 
 use turn_core::wire::stream::{Frame, frame};
-use turn_core::{AllocationId, ConnectionId, FiveTuple};
+use turn_core::{AccountId, AllocationId, ConnectionId, FiveTuple};
 
+use super::counters::{Counters, Direction};
 use super::opening::Opening;
 use super::prefixes::Place;
 use super::transport::{Arrived, BrokenTls, ByteStream, Scratch};
@@ -44,6 +46,18 @@ pub(super) struct Connection {
     pub(super) bytes: ByteStream,
     /// The beginning of a frame whose end has not come.
     partial: Vec<u8>,
+    /// What waits for the kernel and is to be charged when it has taken it, in order: no more than `bytes` has unsent.
+    owed: VecDeque<Owed>,
+    /// Bytes that left after they had waited.
+    left: u64,
+}
+
+/// A frame that waits.
+struct Owed {
+    /// It has left when so many bytes have.
+    until: u64,
+    bytes: usize,
+    account: AccountId,
 }
 
 /// What became of a frame to send.
@@ -73,6 +87,8 @@ impl Connection {
             opening: Some(Box::default()),
             bytes: ByteStream::new(socket),
             partial: Vec::new(),
+            owed: VecDeque::new(),
+            left: 0,
         }
     }
 
@@ -172,9 +188,23 @@ impl Connection {
         }
     }
 
-    /// Sends what waits, as far as the kernel takes it.
-    pub(super) fn send_unsent(&mut self) -> Sent {
-        match self.bytes.flush() {
+    /// The frame just taken, with so many bytes of application data, is charged when the kernel has taken all of it.
+    pub(super) fn owe(&mut self, bytes: usize, account: AccountId, counters: &Counters) {
+        match self.bytes.unsent() {
+            0 => counters.pay(Direction::ToClient, 1, bytes as u64, account),
+            waiting => self.owed.push_back(Owed { until: self.left + waiting as u64, bytes, account }),
+        }
+    }
+
+    /// Sends what waits, as far as the kernel takes it, and charges that.
+    pub(super) fn send_unsent(&mut self, counters: &Counters) -> Sent {
+        let before = self.bytes.unsent();
+        let flushed = self.bytes.flush();
+        self.left += (before - self.bytes.unsent()) as u64;
+        while let Some(Owed { bytes, account, .. }) = self.owed.pop_front_if(|owed| owed.until <= self.left) {
+            counters.pay(Direction::ToClient, 1, bytes as u64, account);
+        }
+        match flushed {
             Ok(()) => Sent::Taken,
             Err(_) => Sent::Broken,
         }

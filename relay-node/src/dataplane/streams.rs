@@ -216,7 +216,12 @@ impl Streams {
                 _ => Sent::Broken,
             };
             match sent {
-                Sent::Taken => udp::count(outgoing, packets, position, counters),
+                Sent::Taken => {
+                    let charged = udp::count_unpaid(outgoing, packets, position, counters);
+                    if let (Some((bytes, account)), Some(connection)) = (charged, self.table.get_mut(key)) {
+                        connection.owe(bytes, account, counters);
+                    }
+                }
                 Sent::Dropped => counters.lost(Loss::StreamQueue),
                 Sent::Broken => {
                     broken = true;
@@ -236,7 +241,7 @@ impl Worker {
         if ready.writable
             && let Some(connection) = self.streams.table.get_mut(key)
         {
-            if connection.send_unsent() == Sent::Broken {
+            if connection.send_unsent(&self.counters) == Sent::Broken {
                 self.streams.close_soon(key);
                 return;
             }

@@ -3,28 +3,31 @@
 //! A *turn* is what happens between two flushes: at most as many packets as there are slots. Everything a turn sends
 //! leaves at its end, behind one write to the journal.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::error::TrySendError;
 use turn_core::wire::{self, Kind};
 use turn_core::{
-    AllocationId, Change, ConnectionId, DropReason, FiveTuple, Head, Input, IpMeta, ListenerId, Now, Output, Path,
-    PeerAddr, Record, RelayedAddr, Server, Settings, Transport, WorkerId,
+    AllocationId, Change, ConnectionId, DropReason, EndReason, FiveTuple, Head, Input, IpMeta, ListenerId, MemberId,
+    Now, Output, Path, PeerAddr, Record, Redirected, RelayedAddr, Server, Settings, Transport, WorkerId,
 };
 
 use super::accept::Door;
 use super::apply::Origin;
 use super::counters::{Counters, Loss};
+use super::delivery::BackboneEnd;
 use super::dtls::{self, Sessions};
+use super::fence::{Fence, FenceReason, Pause};
 use super::listen::{Listener, ListenerSocket};
 use super::outgoing::OutgoingQueue;
-use super::packet::{PacketRef, Packets};
+use super::packet::{PacketRef, Packets, Received};
 use super::peer_table::Waiting;
 use super::pipe::{End, Pipes};
 use super::proxy::{self, Proxied};
@@ -32,23 +35,30 @@ use super::refusals::Refusals;
 use super::relayed::Relayed;
 use super::ring::{Inbox, Meaning, Outbox};
 use super::streams::Streams;
+use super::udp::Sender as DatagramSender;
 use super::{WorkerSnapshot, shard};
-use crate::journal::Journal;
+use crate::accounts::Accounts;
+use crate::journal::{Journal, Succession};
 use crate::sys::epoll::{Epoll, Events, Interest, Readiness, Waker};
-use crate::sys::message::SendBatch;
 use crate::sys::process::thread_cpu_time;
 use crate::sys::socket::receive_icmp;
 
 /// Events of one wait.
 const EVENTS: usize = 256;
-/// Datagrams taken from a listener before others have their turn.
+/// Datagrams taken from a listener before others have their turn; those that came coalesced are not taken apart.
 const LISTENER_BUDGET: usize = 64;
-/// Datagrams, or ICMP errors, taken from a relayed address before others have their turn.
+/// The same of a relayed address, and of ICMP errors to it.
 const RELAYED_BUDGET: usize = 16;
 /// Packets taken from a ring before others have their turn.
-const RING_BUDGET: usize = 32;
+const RING_BUDGET: usize = 64;
+/// With fewer slots left the turn ends.
+const LEAST_ROOM: usize = 16;
+/// With as many packets to send the turn ends.
+const MOST_OUTGOING: usize = 512;
 /// Timeouts handed to the core in one turn.
 const TIMEOUT_BUDGET: usize = 64;
+/// Records restored in one turn while clients are served: each opens a socket.
+const RESTORE_BUDGET: usize = 32;
 /// Snapshots, idle connections and retries.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -67,6 +77,10 @@ pub(super) enum Token {
     PipeClient(usize),
     /// The peer's end of a pipe.
     PipePeer(usize),
+    /// Relayed addresses of a family that share a socket.
+    Steered(usize),
+    /// ICMP errors about what those sent.
+    SteeredErrors(usize),
 }
 
 impl Token {
@@ -80,6 +94,8 @@ impl Token {
             Self::Opening(index) => (5, index),
             Self::PipeClient(index) => (6, index),
             Self::PipePeer(index) => (7, index),
+            Self::Steered(index) => (8, index),
+            Self::SteeredErrors(index) => (9, index),
         };
         kind << 32 | index as u64
     }
@@ -94,6 +110,8 @@ impl Token {
             5 => Self::Opening(index),
             6 => Self::PipeClient(index),
             7 => Self::PipePeer(index),
+            8 => Self::Steered(index),
+            9 => Self::SteeredErrors(index),
             _ => Self::Wake,
         }
     }
@@ -101,11 +119,32 @@ impl Token {
 
 /// What other threads ask of a worker.
 pub(super) enum Command {
+    /// Restore these and journal them; then say so. Nothing is read before [`Command::Serve`].
+    Begin {
+        epoch: u64,
+        records: Vec<Record>,
+        succession: Arc<Succession>,
+        ready: Sender<()>,
+    },
+    /// Every worker has done that.
+    Serve(Arc<Settings>),
     Configure(Arc<Settings>),
     Own(u64),
     Revoke(AllocationId),
     Restore(Vec<Record>),
     Records(tokio::sync::oneshot::Sender<Vec<Record>>),
+    EndSessions(tokio::sync::oneshot::Sender<()>),
+    /// To be answered when what this turn sends has left.
+    FinishTurn(tokio::sync::oneshot::Sender<()>),
+    /// What other members send comes by this ring.
+    HearBackbone(Inbox),
+    /// Who has the allocation of a client that was asked about.
+    Located {
+        client: SocketAddr,
+        member: Option<MemberId>,
+    },
+    /// Packets for other members leave this way.
+    JoinBackbone(Box<BackboneEnd>),
     Stop,
 }
 
@@ -164,6 +203,9 @@ pub(super) struct Setup {
     pub(super) max_connections: usize,
     pub(super) door: Arc<Door>,
     pub(super) dtls: Sessions,
+    pub(super) fence: Arc<Fence>,
+    pub(super) pause: Pause,
+    pub(super) accounts: Arc<Accounts>,
 }
 
 /// A worker.
@@ -182,18 +224,27 @@ pub(super) struct Worker {
     commands: Receiver<Command>,
     pub(super) outboxes: Vec<Option<Outbox>>,
     inboxes: Vec<Inbox>,
+    pub(super) backbone: Option<Box<BackboneEnd>>,
     pub(super) packets: Packets,
     pub(super) outgoing: OutgoingQueue,
-    pub(super) batch: SendBatch,
+    pub(super) sender: DatagramSender,
     pub(super) counters: Counters,
     pub(super) refusals: Refusals,
-    journal: Option<Journal>,
+    pub(super) journal: Option<Journal>,
+    /// Records that came while serving, a few of which are restored each turn; commands wait meanwhile.
+    late: VecDeque<Record>,
     reporting: Reporting,
     shown: Arc<Shown>,
+    pub(super) fence: Arc<Fence>,
+    pause: Pause,
     pub(super) now: Now,
     ticked: Instant,
+    /// Allocations that ended in this turn: once all they sent has left, their accounts end.
+    ended: Vec<(AllocationId, EndReason)>,
+    /// Who waits for the end of this turn.
+    finishing: Vec<tokio::sync::oneshot::Sender<()>>,
     /// Work is left that no descriptor will tell of.
-    unfinished: bool,
+    pub(super) unfinished: bool,
     stopped: bool,
 }
 
@@ -215,29 +266,70 @@ impl Worker {
             commands: setup.commands,
             outboxes: setup.outboxes,
             inboxes: setup.inboxes,
+            backbone: None,
             packets: Packets::new(),
             outgoing: OutgoingQueue::default(),
-            batch: SendBatch::new(),
-            counters: Counters::default(),
+            sender: DatagramSender::default(),
+            counters: Counters::new(setup.accounts),
             refusals: Refusals::default(),
             journal: None,
+            late: VecDeque::new(),
             reporting: setup.reporting,
             shown: setup.shown,
+            fence: setup.fence,
+            pause: setup.pause,
             now,
             ticked: now.mono,
+            ended: Vec::new(),
+            finishing: Vec::new(),
             unfinished: false,
             stopped: false,
         }
     }
 
+    /// Waits for the word to read, for `patience` at most. False where there is nothing to be served.
+    pub(super) fn await_beginning(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.commands.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(command) => {
+                    self.now = read_clocks();
+                    let serves = matches!(command, Command::Serve(_));
+                    self.obey(command);
+                    if serves {
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        // To wait is not to stand still.
+        self.pause.turn();
+        true
+    }
+
     /// From now on changes are journaled. What was restored before is in the journal already, or has ended.
-    pub(super) fn keep_journal(
-        &mut self,
-        open: impl FnOnce(&mut dyn Iterator<Item = Record>) -> io::Result<Journal>,
-    ) -> io::Result<()> {
+    pub(super) fn keep_journal(&mut self, open: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Journal) {
         let mut records = self.server.records(self.now);
-        self.journal = Some(open(&mut records)?);
-        Ok(())
+        self.journal = Some(open(&mut records));
+    }
+
+    /// Commands, up to one that takes longer than a turn.
+    fn obey_commands(&mut self) {
+        self.restore_late();
+        while self.late.is_empty()
+            && let Ok(command) = self.commands.try_recv()
+        {
+            self.obey(command);
+        }
+        self.unfinished |= !self.late.is_empty();
+    }
+
+    fn restore_late(&mut self) {
+        let few = self.late.len().min(RESTORE_BUDGET);
+        let records = self.late.drain(..few).collect();
+        self.restore(records);
     }
 
     /// Reads clients and turns until told to stop.
@@ -253,35 +345,55 @@ impl Worker {
                 ListenerSocket::Tcp { listener, .. } => self.epoll.add(listener.as_fd(), token, Interest::Read)?,
             }
         }
+        for (descriptor, token) in self.relayed.wildcard.iter().flat_map(|wildcard| wildcard.descriptors()) {
+            self.epoll.add(descriptor, token.encode(), Interest::Read)?;
+        }
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
             self.epoll.wait(&mut events, Some(self.patience()))?;
+            self.waker.rise();
             self.now = read_clocks();
+            if self.pause.turn() {
+                // Before anything is read that came meanwhile.
+                self.fence.raise(FenceReason::Lapse);
+            }
             self.shown.turn(self.now.mono);
             self.unfinished = false;
             self.streams.half_open.begin_turn();
             self.resume_handshakes();
             self.resume_pipes();
+            self.tell_steered();
             for index in 0..events.len() {
-                if self.packets.room() < LISTENER_BUDGET {
+                if self.packets.room() < LEAST_ROOM || self.outgoing.len() >= MOST_OUTGOING {
                     self.finish_turn();
                 }
                 self.on_ready(events.at(index));
+            }
+            if !self.late.is_empty() {
+                self.obey_commands();
             }
             self.take_from_rings();
             self.fire_timers();
             self.poll_handshakes();
             self.unfinished |= self.dtls.has_waiting();
             self.finish_turn();
+            for answer in self.finishing.drain(..) {
+                // Nobody waits any more: nothing to do.
+                let _ = answer.send(());
+            }
             self.tick();
         }
         self.publish();
         Ok(())
     }
 
-    /// How long there is nothing to do unless a descriptor says otherwise.
+    /// How long there is nothing to do unless a descriptor says otherwise. From here on other workers wake this one.
     fn patience(&self) -> Duration {
         if self.unfinished {
+            return Duration::ZERO;
+        }
+        self.waker.doze();
+        if self.inboxes.iter().any(|inbox| !inbox.is_empty()) {
             return Duration::ZERO;
         }
         let tick = self.ticked + TICK;
@@ -294,9 +406,7 @@ impl Worker {
         match Token::decode(ready.token) {
             Token::Wake => {
                 self.waker.reset();
-                while let Ok(command) = self.commands.try_recv() {
-                    self.obey(command);
-                }
+                self.obey_commands();
                 self.read_letters();
             }
             Token::Listener(index) => match self.listeners[index].socket {
@@ -316,24 +426,63 @@ impl Worker {
             Token::Opening(key) => self.settle_connect(key),
             Token::PipeClient(key) => self.on_pipe(key, End::Client, ready),
             Token::PipePeer(key) => self.on_pipe(key, End::Peer, ready),
+            Token::Steered(family) => self.receive_steered(family),
+            Token::SteeredErrors(family) => self.receive_steered_errors(family),
         }
     }
 
     fn obey(&mut self, command: Command) {
         let input = match command {
-            Command::Configure(settings) => Input::Configure(settings),
-            Command::Own(epoch) => {
-                self.epoch = epoch;
-                Input::Own { epoch }
+            Command::Begin { epoch, records, succession, ready } => {
+                self.own(epoch);
+                self.restore(records);
+                let (id, now) = (self.id, self.now.mono);
+                self.keep_journal(|records| succession.open(id, records, now));
+                self.pause.turn();
+                // Whoever looks at a relay that is ready sees how it stands with its journal.
+                self.publish();
+                // Nobody waits any more: the start has failed elsewhere.
+                let _ = ready.send(());
+                return;
             }
+            Command::Serve(settings) | Command::Configure(settings) => Input::Configure(settings),
+            Command::Own(epoch) => return self.own(epoch),
             Command::Revoke(id) => Input::Revoke(id),
             Command::Restore(records) => {
-                self.restore(records);
+                self.late.extend(records);
+                self.unfinished = true;
                 return;
             }
             Command::Records(answer) => {
                 // Nobody waits any more: nothing to do.
                 let _ = answer.send(self.server.records(self.now).collect());
+                return;
+            }
+            Command::EndSessions(answer) => {
+                self.end_sessions();
+                // As above.
+                let _ = answer.send(());
+                return;
+            }
+            Command::FinishTurn(answer) => {
+                self.finishing.push(answer);
+                return;
+            }
+            Command::HearBackbone(inbox) => {
+                self.inboxes.push(inbox);
+                // It may have been pushed to before anybody looked.
+                self.unfinished = true;
+                return;
+            }
+            Command::Located { client, member } => {
+                let now = self.now.mono;
+                if let Some(backbone) = &mut self.backbone {
+                    backbone.ingress.located(client, member, now);
+                }
+                return;
+            }
+            Command::JoinBackbone(end) => {
+                self.backbone = Some(end);
                 return;
             }
             Command::Stop => {
@@ -344,6 +493,11 @@ impl Worker {
         self.handle(input);
     }
 
+    fn own(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.handle(Input::Own { epoch });
+    }
+
     fn receive_from_clients(&mut self, index: usize) {
         let listener = &self.listeners[index];
         let ListenerSocket::Udp(socket) = &listener.socket else {
@@ -351,48 +505,66 @@ impl Worker {
         };
         let address = listener.address;
         // An error here is "nothing there", or one that the next readiness tells again.
-        let Ok(slots) = self.packets.receive(socket.as_fd(), LISTENER_BUDGET) else {
+        let offered = listener.appetite.slots().min(self.packets.room());
+        let Ok(slots) = self.packets.receive(socket.as_fd(), offered) else {
             return;
         };
+        let (filled, mut datagrams) = (slots.len(), 0);
         for slot in slots {
             let Some(received) = self.packets.received(slot) else {
                 continue;
             };
-            let mut from = FiveTuple {
+            datagrams += received.count();
+            let from = FiveTuple {
                 transport: Transport::Udp,
                 client: received.source,
                 server: received.local.map_or(address, |ip| SocketAddr::new(ip, address.port())),
             };
             let (listener, ip) = (ListenerId(index as u16), IpMeta { dscp_ecn: received.tos, ..IpMeta::default() });
-            let (mut path, mut packet) = (Path::Listener(listener), received.packet);
-            match proxy::datagram(self.packets.bytes(packet)) {
-                Proxied::No => {}
-                Proxied::Header { length, ends } if self.streams.half_open.trusts(from.client.ip()) => {
-                    packet = packet.range(length..packet.len());
-                    if let Some((client, _)) = ends {
-                        path = Path::Proxied(listener, from.client);
-                        from.client = client;
-                    }
-                }
-                // Of somebody who is not to be believed, or broken.
-                Proxied::Header { .. } | Proxied::Partial | Proxied::Malformed => {
-                    self.counters.lost(Loss::ProxyHeader);
-                    continue;
+            for packet in received.segments() {
+                if self.fence.is_up() {
+                    self.counters.lost(Loss::Fenced);
+                } else {
+                    self.take_segment(from, listener, ip, packet);
                 }
             }
-            let owner = shard::worker(from.client, self.workers);
-            if owner == self.id {
-                self.take_datagram(from, path, ip, packet);
-            } else {
-                self.counters.crossed += 1;
-                let meaning = Meaning::FromClient { from, path, ip };
-                self.send_to_worker(owner, meaning, Head::EMPTY, packet);
+        }
+        self.listeners[index].appetite.learn(offered, filled, datagrams, LISTENER_BUDGET);
+    }
+
+    /// A datagram as it came to a listener.
+    fn take_segment(&mut self, mut from: FiveTuple, listener: ListenerId, ip: IpMeta, mut packet: PacketRef) {
+        let mut path = Path::Listener(listener);
+        match proxy::datagram(self.packets.bytes(packet)) {
+            Proxied::No => {}
+            Proxied::Header { length, ends } if self.streams.half_open.trusts(from.client.ip()) => {
+                packet = packet.range(length..packet.len());
+                if let Some((client, _)) = ends {
+                    path = Path::Proxied(listener, from.client);
+                    from.client = client;
+                }
             }
+            // Of somebody who is not to be believed, or broken.
+            Proxied::Header { .. } | Proxied::Partial | Proxied::Malformed => {
+                self.counters.lost(Loss::ProxyHeader);
+                return;
+            }
+        }
+        let owner = shard::worker(from.client, self.workers);
+        if owner == self.id {
+            self.take_datagram(from, path, ip, packet);
+        } else {
+            self.counters.crossed += 1;
+            let meaning = Meaning::FromClient { from, path, ip };
+            self.send_to_worker(owner, meaning, Head::EMPTY, packet);
         }
     }
 
     /// A datagram of a client that this worker owns (RFC 7983 §7).
     fn take_datagram(&mut self, from: FiveTuple, path: Path, ip: IpMeta, packet: PacketRef) {
+        if let Some(backbone) = &mut self.backbone {
+            backbone.ingress.heard_here(from.client);
+        }
         if self.dtls.are_served() && wire::kind(self.packets.bytes(packet)) == Kind::Dtls {
             self.receive_dtls(from, path, ip, packet);
         } else {
@@ -404,18 +576,34 @@ impl Worker {
         let Some(entry) = self.relayed.socket(key) else {
             return;
         };
-        let relayed = entry.relayed;
-        let Ok(slots) = self.packets.receive(entry.socket.as_fd(), RELAYED_BUDGET) else {
+        let (relayed, Some(socket)) = (entry.relayed, &entry.socket) else {
             return;
         };
+        let offered = entry.appetite.slots().min(self.packets.room());
+        let Ok(slots) = self.packets.receive(socket.as_fd(), offered) else {
+            return;
+        };
+        let (filled, mut datagrams) = (slots.len(), 0);
         for slot in slots {
-            if let Some(received) = self.packets.received(slot) {
-                let origin = Origin::Peer {
-                    relayed,
-                    from: PeerAddr::new(received.source),
-                    ip: IpMeta { dscp_ecn: received.tos, ..IpMeta::default() },
-                };
-                self.feed(origin, received.packet);
+            let Some(received) = self.packets.received(slot) else {
+                continue;
+            };
+            datagrams += received.count();
+            self.feed_from_peer(relayed, &received);
+        }
+        if let Some(entry) = self.relayed.socket_mut(key) {
+            entry.appetite.learn(offered, filled, datagrams, RELAYED_BUDGET);
+        }
+    }
+
+    /// Datagrams of one peer, as they came to a relayed address.
+    pub(super) fn feed_from_peer(&mut self, relayed: RelayedAddr, received: &Received) {
+        let (from, ip) = (PeerAddr::new(received.source), IpMeta { dscp_ecn: received.tos, ..IpMeta::default() });
+        for packet in received.segments() {
+            if self.fence.is_up() {
+                self.counters.lost(Loss::Fenced);
+            } else {
+                self.feed(Origin::Peer { relayed, from, ip }, packet);
             }
         }
     }
@@ -426,8 +614,10 @@ impl Worker {
             let Some(entry) = self.relayed.socket(key) else {
                 return;
             };
-            let relayed = entry.relayed;
-            match receive_icmp(entry.socket.as_fd()) {
+            let (relayed, Some(socket)) = (entry.relayed, &entry.socket) else {
+                return;
+            };
+            match receive_icmp(socket.as_fd()) {
                 Ok(Some(error)) => self.handle(Input::Icmp {
                     relayed,
                     peer: PeerAddr::new(error.destination),
@@ -439,7 +629,7 @@ impl Worker {
                 Err(_) => {
                     // The queue is empty. What else the socket has against us is taken off it, or it would be reported
                     // for ever.
-                    let _ = entry.socket.take_error();
+                    let _ = socket.take_error();
                     return;
                 }
             }
@@ -472,6 +662,12 @@ impl Worker {
                     return;
                 }
             },
+            Meaning::Ingress { member, client, server, ip } => {
+                return self.take_from_ingress((member, client, server), ip, packet);
+            }
+            Meaning::IngressReply { member, client, server, ip } => {
+                return self.answer_from_owner((member, client, server), ip, packet);
+            }
             Meaning::Moved(crossing) => return self.take_moved(crossing, packet),
         };
         self.feed(origin, packet);
@@ -495,12 +691,14 @@ impl Worker {
         while let Some(output) = self.server.poll_output() {
             match output {
                 Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
+                Output::Permit { relayed, peer, until } => self.relayed.permit(relayed, peer, until),
+                Output::Forbid { relayed, peer } => self.relayed.forbid(relayed, peer),
                 Output::Record(change) => self.record(change),
                 Output::Close(id) => self.close_soon(id),
                 Output::Ticket { ticket, held } => self.relayed.whereabouts().hold(ticket, self.id, held),
                 Output::Serve { five_tuple, path, served } => self.serve_client(five_tuple, path, served),
-                Output::Pend { connection, username, client, meters } => {
-                    self.relayed.peers.pend(connection, Waiting { username, client, meters });
+                Output::Pend { connection, username, client, meters, account } => {
+                    self.relayed.peers.pend(connection, Waiting { username, client, meters, account });
                 }
                 Output::Join { connection, peer } => self.join_soon(connection, peer),
                 Output::ClosePeer(id) => self.relayed.peers.close(id),
@@ -521,8 +719,11 @@ impl Worker {
         self.streams.note(change);
         self.dtls.note(change, self.now.mono);
         self.relayed.note(change);
+        if let Change::End { id, reason, .. } = change {
+            self.ended.push((*id, *reason));
+        }
         if let Some(journal) = &mut self.journal {
-            journal.append(change);
+            journal.append(change, self.now.mono);
         }
     }
 
@@ -539,6 +740,7 @@ impl Worker {
     /// Journal, then everything the turn sends, then what it closed; the slots are free again.
     pub(super) fn finish_turn(&mut self) {
         self.commit();
+        self.flush_ingress();
         self.flush();
         self.begin_pipes();
         self.close_connections();
@@ -546,16 +748,22 @@ impl Worker {
         self.commit();
         // The addresses of those.
         self.relayed.close_released();
+        for (id, reason) in self.ended.drain(..) {
+            self.relayed.accounts.end(id, reason, self.now.wall);
+        }
         self.outgoing.clear();
         self.packets.clear();
         for outbox in self.outboxes.iter_mut().flatten() {
             outbox.wake();
         }
+        if let Some(backbone) = &mut self.backbone {
+            backbone.outbox.wake();
+        }
     }
 
     pub(super) fn commit(&mut self) {
         if let Some(journal) = &mut self.journal {
-            journal.commit();
+            journal.commit(self.now.mono);
         }
     }
 
@@ -572,11 +780,14 @@ impl Worker {
         self.relayed.tick(self.now.mono);
         self.relayed.peers.resume_accepting();
         self.end_half_closed_pipes();
+        let (server, now) = (&self.server, self.now);
+        if let Some(backbone) = &mut self.backbone {
+            backbone.ingress.tick(now.mono, |five_tuple| server.serves(now, five_tuple));
+        }
         if let Some(journal) = &mut self.journal
-            && journal.wants_compaction()
-            && let Err(error) = journal.compact(self.server.records(self.now))
+            && journal.wants_compaction(self.now.mono)
         {
-            journal.failed(&error);
+            journal.compact(self.server.records(self.now), self.now.mono);
         }
         self.publish();
     }
@@ -584,7 +795,11 @@ impl Worker {
     fn publish(&self) {
         let mut snapshot = self.counters.snapshot();
         snapshot.allocations = self.server.allocations() as u64;
+        snapshot.by_transport = self.server.allocations_by_transport().map(|count| count as u64);
+        let Redirected { draining, overloaded } = self.server.redirected();
+        snapshot.redirected = [draining, overloaded];
         snapshot.cpu_micros = u64::try_from(thread_cpu_time().as_micros()).unwrap_or(u64::MAX);
+        snapshot.journal_failed = self.journal.as_ref().is_some_and(Journal::is_failed);
         snapshot.journal_errors = self.journal.as_ref().map_or(0, Journal::errors);
         snapshot.connections = self.streams.open() as u64;
         snapshot.refused_connections = self.refusals.snapshot();

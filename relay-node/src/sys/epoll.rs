@@ -2,7 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
 
 use super::check;
 
@@ -150,7 +153,10 @@ impl Epoll {
 
 /// Wakes a thread out of [`Epoll::wait`]: an eventfd(2). Waking twice before it looks is one wake-up.
 #[derive(Debug)]
-pub struct Waker(std::fs::File);
+pub struct Waker {
+    event: std::fs::File,
+    dozes: AtomicBool,
+}
 
 impl Waker {
     /// A new one that nobody has woken.
@@ -160,23 +166,53 @@ impl Waker {
     pub fn new() -> io::Result<Self> {
         // SAFETY: no memory is passed; a descriptor that is not negative is new and ours alone.
         let fd = unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?) };
-        Ok(Self(fd.into()))
+        Ok(Self { event: fd.into(), dozes: AtomicBool::new(false) })
     }
 
     /// Makes the descriptor readable. A counter that is full is readable already, so errors mean nothing.
     pub fn wake(&self) {
-        let _ = io::Write::write(&mut &self.0, &1u64.to_ne_bytes());
+        let _ = io::Write::write(&mut &self.event, &1u64.to_ne_bytes());
     }
 
     /// Makes the descriptor quiet again; to be called before looking at what the wake-up was for.
     pub fn reset(&self) {
-        let _ = io::Read::read(&mut &self.0, &mut [0; 8]);
+        let _ = io::Read::read(&mut &self.event, &mut [0; 8]);
+    }
+
+    /// A copy of the descriptor, for a thread that waits in tokio. In a context of tokio's with I/O.
+    ///
+    /// # Errors
+    /// As dup(2) and epoll_ctl(2).
+    pub fn bell(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let event = self.event.as_fd().try_clone_to_owned()?;
+        // SAFETY: the descriptor is owned by what is registered, so it is open and the same until it is deregistered.
+        unsafe { AsyncFd::register_with_interest(event, tokio::io::Interest::READABLE) }.map_err(Into::into)
+    }
+
+    /// Its thread is about to wait, and looks once more at what it is to be woken for before it does.
+    pub fn doze(&self) {
+        self.dozes.store(true, Ordering::Relaxed);
+        // With the fence below: either that look sees what was put there, or who put it there sees this.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Its thread looks at what it is to be woken for without being told.
+    pub fn rise(&self) {
+        self.dozes.store(false, Ordering::Relaxed);
+    }
+
+    /// As [`Waker::wake`], but only a thread that has begun to doze since it was last woken: nobody else needs it.
+    pub fn wake_dozing(&self) {
+        fence(Ordering::SeqCst);
+        if self.dozes.load(Ordering::Relaxed) && self.dozes.swap(false, Ordering::Relaxed) {
+            self.wake();
+        }
     }
 }
 
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.event.as_fd()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Datagrams in batches: recvmmsg(2) and sendmmsg(2), with the local address and the DSCP/ECN octet of each.
+//! Datagrams in batches: recvmmsg(2) and sendmmsg(2), with the local address and the DSCP/ECN octet of each; several of
+//! one flow at once where the kernel has coalesced them (UDP_GRO) or is to cut them (UDP_SEGMENT).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -21,7 +22,7 @@ impl Name {
     // SAFETY: all three variants are plain integers, for which zeros are valid.
     pub(super) const EMPTY: Self = unsafe { std::mem::zeroed() };
 
-    fn set(&mut self, address: SocketAddr) -> libc::socklen_t {
+    pub(super) fn set(&mut self, address: SocketAddr) -> libc::socklen_t {
         let size = match address {
             SocketAddr::V4(address) => {
                 self.v4 = libc::sockaddr_in {
@@ -190,6 +191,14 @@ impl ReceiveSlots {
             header.msg_controllen = Control::SIZE as _;
             header.msg_flags = 0;
         }
+        if most == 1 {
+            let header = &mut self.headers[first];
+            // SAFETY: the header was just pointed at this value's own arrays, each with its length; nothing else touches
+            // them during the call.
+            let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header.msg_hdr, libc::MSG_DONTWAIT) };
+            header.msg_len = u32::try_from(length).map_err(|_| io::Error::last_os_error())?;
+            return Ok(1);
+        }
         // SAFETY: the headers from `first` on, `most` of them, were just pointed at this value's own arrays, each with
         // its length; nothing else touches them during the call.
         let received = check(unsafe {
@@ -224,61 +233,114 @@ impl ReceiveSlots {
         self.names[index].address()
     }
 
-    /// Address the datagram in a slot came to, where [`receive_local_address`](super::socket::receive_local_address)
-    /// was asked for, and its DSCP/ECN octet.
-    pub fn local_and_tos(&self, index: usize) -> (Option<IpAddr>, u8) {
-        let (mut local, mut tos) = (None, 0);
+    /// What control messages told about the datagram received into a slot.
+    pub fn ancillary(&self, index: usize) -> Ancillary {
+        let mut ancillary = Ancillary::default();
         let length = self.headers[index].msg_hdr.msg_controllen;
         control_messages(&self.controls[index], length, |level, kind, data| match (level, kind) {
             // struct in_pktinfo: interface, local address, destination in the header. The second differs from the
             // third for a broadcast only, and is the one to answer from.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 if let Some(octets) = data.get(4..8).and_then(|octets| <[u8; 4]>::try_from(octets).ok()) {
-                    local = Some(IpAddr::from(octets));
+                    ancillary.local = Some(IpAddr::from(octets));
                 }
             }
             // struct in6_pktinfo: address, interface.
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                 if let Some(octets) = data.get(..16).and_then(|octets| <[u8; 16]>::try_from(octets).ok()) {
-                    local = Some(IpAddr::from(octets));
+                    ancillary.local = Some(IpAddr::from(octets));
                 }
             }
-            (libc::IPPROTO_IP, libc::IP_TOS) => tos = data.first().copied().unwrap_or(0),
-            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                if let Some(class) = data.get(..4).and_then(|class| <[u8; 4]>::try_from(class).ok()) {
-                    tos = i32::from_ne_bytes(class) as u8;
+            (libc::IPPROTO_IP, libc::IP_TOS) => ancillary.tos = data.first().copied().unwrap_or(0),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => ancillary.tos = int(data).unwrap_or(0) as u8,
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                ancillary.segment = int(data).and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0);
+            }
+            _ => {}
+        });
+        ancillary
+    }
+}
+
+impl ReceiveSlots {
+    /// Address and port that the datagram in a slot was sent to, where
+    /// [`receive_destination`](super::socket::receive_destination) was asked for.
+    pub fn destination(&self, index: usize) -> Option<SocketAddr> {
+        let mut destination = None;
+        let length = self.headers[index].msg_hdr.msg_controllen;
+        control_messages(&self.controls[index], length, |level, kind, data| match (level, kind) {
+            // struct sockaddr_in: family, port, address.
+            (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) => {
+                if let Some(&[_, _, p0, p1, a, b, c, d]) = data.first_chunk() {
+                    destination = Some(SocketAddr::from(([a, b, c, d], u16::from_be_bytes([p0, p1]))));
+                }
+            }
+            // struct sockaddr_in6: family, port, flow, address, scope.
+            (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
+                let ip = data.get(8..24).and_then(|octets| <[u8; 16]>::try_from(octets).ok());
+                if let (Some(&[_, _, p0, p1]), Some(ip)) = (data.first_chunk(), ip) {
+                    destination = Some(SocketAddr::from((ip, u16::from_be_bytes([p0, p1]))));
                 }
             }
             _ => {}
         });
-        (local, tos)
+        destination
     }
 }
 
-/// A datagram to send, gathered from three parts.
+fn int(data: &[u8]) -> Option<i32> {
+    Some(i32::from_ne_bytes(*data.first_chunk()?))
+}
+
+/// What the kernel tells of a received datagram beside its source.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Ancillary {
+    /// Address it came to, where [`receive_local_address`](super::socket::receive_local_address) was asked for.
+    pub local: Option<IpAddr>,
+    /// Its DSCP/ECN octet.
+    pub tos: u8,
+    /// It is several datagrams of one flow, each of this length but the last, which may be shorter. Only where
+    /// [`receive_coalesced`](super::socket::receive_coalesced) was asked for.
+    pub segment: Option<usize>,
+}
+
+/// Something to send to one destination: a datagram, or several.
 #[derive(Clone, Copy, Debug)]
-pub struct Datagram<'a> {
+pub struct Message<P> {
     /// Destination.
     pub to: SocketAddr,
     /// Source address, where the socket is bound to none.
     pub from: Option<IpAddr>,
     /// DSCP/ECN octet; 0 leaves the socket's.
     pub tos: u8,
-    /// The bytes, in order.
-    pub parts: [&'a [u8]; 3],
+    /// The kernel is to cut it into datagrams of this length, the last of which may be shorter: at most
+    /// [`SEGMENTS`] of them.
+    pub segment: Option<u16>,
+    /// The bytes, in order. At most [`SendBatch::PARTS`].
+    pub parts: P,
 }
 
-/// Room for one batch of datagrams to send.
+/// Most datagrams of one message that is cut (UDP_MAX_SEGMENTS of Linux before 6.9), and most bytes of all of them (the
+/// longest datagram of IPv4).
+pub const SEGMENTS: usize = 64;
+/// See [`SEGMENTS`].
+pub const SEGMENTED_BYTES: usize = 65_507;
+
+/// Room for one batch of messages to send.
 pub struct SendBatch {
     headers: Box<[libc::mmsghdr]>,
-    iovecs: Box<[[libc::iovec; 3]]>,
+    iovecs: Box<[libc::iovec]>,
     names: Box<[Name]>,
     controls: Box<[Control]>,
 }
 
 impl SendBatch {
-    /// Datagrams of one system call.
+    /// Messages of one system call.
     pub const CAPACITY: usize = 64;
+    /// Most parts of one message: three of each of its datagrams.
+    pub const PARTS: usize = 3 * SEGMENTS;
+    /// Parts of one system call.
+    const IOVECS: usize = 1024;
 
     /// An empty batch.
     pub fn new() -> Self {
@@ -286,48 +348,70 @@ impl SendBatch {
         let (header, iovec) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         Self {
             headers: vec![header; Self::CAPACITY].into_boxed_slice(),
-            iovecs: vec![[iovec; 3]; Self::CAPACITY].into_boxed_slice(),
+            iovecs: vec![iovec; Self::IOVECS].into_boxed_slice(),
             names: vec![Name::EMPTY; Self::CAPACITY].into_boxed_slice(),
             controls: vec![Control::EMPTY; Self::CAPACITY].into_boxed_slice(),
         }
     }
 
-    /// Sends, without waiting, at most [`SendBatch::CAPACITY`] datagrams; says how many the kernel took.
+    /// Sends, without waiting, as many messages as there is room for, at most [`SendBatch::CAPACITY`]; says how many the
+    /// kernel took. Empty parts cost nothing.
     ///
     /// # Errors
-    /// As sendmmsg(2), for the first datagram: then none was taken.
-    pub fn send<'a>(
+    /// As sendmmsg(2), for the first message: then none was taken.
+    pub fn send<'a, P: IntoIterator<Item = &'a [u8]>>(
         &mut self,
         socket: BorrowedFd<'_>,
-        datagrams: impl Iterator<Item = Datagram<'a>>,
+        messages: impl Iterator<Item = Message<P>>,
     ) -> io::Result<usize> {
-        let mut count = 0;
-        for (index, datagram) in datagrams.take(Self::CAPACITY).enumerate() {
-            let header = &mut self.headers[index].msg_hdr;
-            header.msg_namelen = self.names[index].set(datagram.to);
-            header.msg_name = (&raw mut self.names[index]).cast();
-            for (iovec, part) in self.iovecs[index].iter_mut().zip(datagram.parts) {
-                *iovec = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+        let (mut count, mut used) = (0, 0);
+        for (index, message) in messages.take(Self::CAPACITY).enumerate() {
+            let Message { to, from, tos, segment, parts } = message;
+            let first = used;
+            for part in parts.into_iter().filter(|part| !part.is_empty()).take(Self::PARTS) {
+                self.iovecs[used] = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+                used += 1;
             }
-            header.msg_iov = self.iovecs[index].as_mut_ptr();
-            header.msg_iovlen = 3;
-            let length = write_control(&mut self.controls[index], &datagram);
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_namelen = self.names[index].set(to);
+            header.msg_name = (&raw mut self.names[index]).cast();
+            header.msg_iov = self.iovecs[first..].as_mut_ptr();
+            header.msg_iovlen = (used - first) as _;
+            let length = write_control(&mut self.controls[index], to, from, tos, segment);
             header.msg_control = if length == 0 { ptr::null_mut() } else { (&raw mut self.controls[index]).cast() };
             header.msg_controllen = length as _;
             count = index + 1;
+            if used + Self::PARTS > Self::IOVECS {
+                break;
+            }
         }
         if count == 0 {
             return Ok(0);
         }
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if count == 1 {
+            let header = &self.headers[0].msg_hdr;
+            // SAFETY: the header was just pointed at this value's own arrays and at the parts, which `'a` keeps alive
+            // beyond the call; the kernel only reads them. The same goes for the one part of it.
+            let sent = unsafe {
+                match self.iovecs[0] {
+                    part if used == 1 && header.msg_controllen == 0 => libc::sendto(
+                        socket.as_raw_fd(),
+                        part.iov_base,
+                        part.iov_len,
+                        flags,
+                        header.msg_name.cast(),
+                        header.msg_namelen,
+                    ),
+                    _ => libc::sendmsg(socket.as_raw_fd(), header, flags),
+                }
+            };
+            return if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(1) };
+        }
         // SAFETY: the first `count` headers were just pointed at this value's own arrays and at the parts, which `'a`
         // keeps alive beyond the call; the kernel reads them and writes only msg_len.
         let sent = check(unsafe {
-            libc::sendmmsg(
-                socket.as_raw_fd(),
-                self.headers.as_mut_ptr(),
-                count as libc::c_uint,
-                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-            )
+            libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as libc::c_uint, flags)
         })?;
         Ok(usize::try_from(sent).unwrap_or(0))
     }
@@ -339,9 +423,9 @@ impl Default for SendBatch {
     }
 }
 
-fn write_control(control: &mut Control, datagram: &Datagram<'_>) -> usize {
+fn write_control(control: &mut Control, to: SocketAddr, from: Option<IpAddr>, tos: u8, segment: Option<u16>) -> usize {
     let mut writer = ControlWriter { control, length: 0 };
-    match datagram.from {
+    match from {
         Some(IpAddr::V4(ip)) => writer.push(
             libc::IPPROTO_IP,
             libc::IP_PKTINFO,
@@ -354,12 +438,15 @@ fn write_control(control: &mut Control, datagram: &Datagram<'_>) -> usize {
         ),
         None => {}
     }
-    if datagram.tos != 0 {
-        let class = libc::c_int::from(datagram.tos);
-        match datagram.to {
+    if tos != 0 {
+        let class = libc::c_int::from(tos);
+        match to {
             SocketAddr::V4(_) => writer.push(libc::IPPROTO_IP, libc::IP_TOS, class),
             SocketAddr::V6(_) => writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class),
         }
+    }
+    if let Some(size) = segment {
+        writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, size);
     }
     writer.length
 }
@@ -370,7 +457,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::sys::socket::receive_local_address;
+    use crate::sys::socket::{receive_coalesced, receive_local_address};
 
     /// A socket on every address of a family that tells local address and DSCP/ECN.
     fn receiver(any: &str) -> io::Result<UdpSocket> {
@@ -393,10 +480,11 @@ mod tests {
             let to = SocketAddr::new(loopback.parse().expect("literal"), receiver.local_addr()?.port());
             let from: IpAddr = source.parse().expect("literal");
             let long = vec![7; 9000];
+            let message = |tos, parts: [&'static [u8]; 3]| Message { to, from: Some(from), tos, segment: None, parts };
             let datagrams = [
-                Datagram { to, from: Some(from), tos: 0xb9, parts: [b"he", b"llo", b"\0"] },
-                Datagram { to, from: Some(from), tos: 0, parts: [b"", b"", b""] },
-                Datagram { to, from: Some(from), tos: 0, parts: [b"", &long, b"!"] },
+                message(0xb9, [b"he", b"llo", b"\0"]),
+                message(0, [b"", b"", b""]),
+                Message { parts: [b"", &long, b"!"], ..message(0, [b""; 3]) },
             ];
             assert_eq!(SendBatch::new().send(sender.as_fd(), datagrams.into_iter())?, 3);
 
@@ -406,7 +494,7 @@ mod tests {
             assert_eq!(slots.length(3), 0);
             assert_eq!((slots.length(4), slots.bytes(4, 9001)[9000]), (9001, b'!'));
             for (index, tos) in [(2, 0xb9), (3, 0), (4, 0)] {
-                assert_eq!(slots.local_and_tos(index), (Some(to.ip()), tos));
+                assert_eq!(slots.ancillary(index), Ancillary { local: Some(to.ip()), tos, segment: None });
                 assert_eq!(slots.source(index), Some(SocketAddr::new(from, sender.local_addr()?.port())));
             }
             assert_eq!(slots.receive(receiver.as_fd(), 0, 8).expect_err("empty").kind(), io::ErrorKind::WouldBlock);
@@ -417,24 +505,55 @@ mod tests {
     #[test]
     fn more_than_a_batch_is_left_to_the_caller() -> io::Result<()> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
-        let datagram = Datagram { to: socket.local_addr()?, from: None, tos: 0, parts: [b"x", b"", b""] };
+        let to = socket.local_addr()?;
         let mut batch = SendBatch::new();
-        assert_eq!(batch.send(socket.as_fd(), std::iter::repeat_n(datagram, 100))?, SendBatch::CAPACITY);
-        assert_eq!(batch.send(socket.as_fd(), std::iter::empty())?, 0);
+        let mut send = |parts, length: usize, segment, count| {
+            let bytes = vec![7; length];
+            let parts = std::iter::repeat_n(bytes.as_slice(), parts);
+            let message = Message { to, from: None, tos: 0, segment, parts };
+            batch.send(socket.as_fd(), std::iter::repeat_n(message, count))
+        };
+        assert_eq!(send(1, 1, None, 100)?, SendBatch::CAPACITY);
+        assert_eq!(send(SendBatch::PARTS, 20, Some(60), 9)?, 5, "more have no room");
+        assert_eq!(send(3, 1, None, 100)?, SendBatch::CAPACITY);
+        assert_eq!(send(1, 1, None, 0)?, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_cut_on_its_way_arrives_coalesced_or_apart() -> io::Result<()> {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let (receiver, sender) = (receiver(any)?, UdpSocket::bind(any)?);
+            let bytes: Vec<u8> = (0..2500u32).map(|value| (value % 251) as u8).collect();
+            // Parts and segments have nothing to do with one another.
+            let parts: Vec<&[u8]> = bytes.chunks(333).collect();
+            let to = receiver.local_addr()?;
+            let message = Message { to, from: None, tos: 0xb8, segment: Some(1200), parts };
+            let mut slots = ReceiveSlots::new(8);
+            assert_eq!(SendBatch::new().send(sender.as_fd(), std::iter::once(message.clone()))?, 1);
+            assert_eq!(slots.receive(receiver.as_fd(), 0, 8)?, 3);
+            let apart: Vec<u8> = (0..3).flat_map(|index| slots.bytes(index, slots.length(index)).to_vec()).collect();
+            assert_eq!((slots.length(0), slots.length(2), apart == bytes), (1200, 100, true), "{any}");
+            assert_eq!(slots.ancillary(0), Ancillary { tos: 0xb8, segment: None, ..slots.ancillary(0) });
+
+            receive_coalesced(receiver.as_fd())?;
+            assert_eq!(SendBatch::new().send(sender.as_fd(), std::iter::once(message))?, 1);
+            assert_eq!(slots.receive(receiver.as_fd(), 0, 8)?, 1, "{any}");
+            assert_eq!(slots.bytes(0, slots.length(0)), bytes);
+            assert_eq!(slots.ancillary(0), Ancillary { tos: 0xb8, segment: Some(1200), ..slots.ancillary(0) });
+        }
         Ok(())
     }
 
     #[test]
     fn control_messages_cut_short_are_not_read() {
         let mut control = Control::EMPTY;
-        let length = write_control(
-            &mut control,
-            &Datagram { to: ([127, 0, 0, 1], 1).into(), from: Some([127, 0, 0, 1].into()), tos: 1, parts: [b""; 3] },
-        );
-        for cut in 0..length {
+        let ip = [127, 0, 0, 1];
+        let length = write_control(&mut control, (ip, 1).into(), Some(ip.into()), 1, Some(1200));
+        for cut in 0..=length {
             let mut seen = 0;
             control_messages(&control, cut, |_, _, _| seen += 1);
-            assert!(seen < 2 || cut + CONTROL_ALIGN > length, "{cut} of {length}");
+            assert!(seen < 3 || cut + CONTROL_ALIGN > length, "{cut} of {length}");
         }
     }
 }

@@ -2,16 +2,26 @@
 //!
 //! | module | what it wraps |
 //! |---|---|
-//! | [`message`] | recvmmsg and sendmmsg with local address and DSCP/ECN |
+//! | [`message`] | recvmmsg and sendmmsg with local address and DSCP/ECN, coalesced where they are of one flow |
 //! | [`socket`] | socket options, the reuseport program, the error queue |
+//! | [`link`] | interfaces, whole frames on them, addresses that are not here yet |
+//! | [`steering`] | the BPF program that brings relayed ports to one socket |
+//! | `bpf` | bpf(2) |
+//! | [`raw`] | datagrams with headers of our own, and ICMP about them |
+//! | [`rows`] | a mapped file of counters |
 //! | [`epoll`] | readiness and wake-ups |
 //! | [`process`] | descriptor limit, CPU time of a thread |
 #![allow(unsafe_code)]
 
+mod bpf;
 pub mod epoll;
+pub mod link;
 pub mod message;
 pub mod process;
+pub mod raw;
+pub mod rows;
 pub mod socket;
+pub mod steering;
 
 use std::io;
 

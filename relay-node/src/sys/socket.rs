@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::check;
 use super::message::{Control, Name, control_messages};
@@ -10,7 +10,13 @@ use super::message::{Control, Name, control_messages};
 /// asm-generic/socket.h; not in libc for glibc.
 const SO_ATTACH_REUSEPORT_CBPF: libc::c_int = 51;
 /// asm-generic/socket.h; not in libc for glibc.
+const SO_SNDBUFFORCE: libc::c_int = 32;
+/// asm-generic/socket.h; not in libc for glibc.
 const SO_RCVBUFFORCE: libc::c_int = 33;
+/// linux/icmp.h; not in libc.
+const ICMP_FILTER: libc::c_int = 1;
+/// linux/icmpv6.h; not in libc.
+const ICMPV6_FILTER: libc::c_int = 1;
 
 /// One instruction of a classic BPF program (linux/filter.h).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,6 +37,24 @@ pub struct Instruction {
 /// # Errors
 /// As setsockopt(2): EINVAL for a program that the kernel refuses, or without SO_REUSEPORT.
 pub fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    // SAFETY: sock_fprog is what this option takes.
+    unsafe { attach(socket, SO_ATTACH_REUSEPORT_CBPF, program) }
+}
+
+/// Lets a socket receive only what `program` takes (SO_ATTACH_FILTER).
+///
+/// # Errors
+/// As setsockopt(2): EINVAL for a program that the kernel refuses.
+pub(super) fn filter(socket: &impl AsFd, program: &[Instruction]) -> io::Result<()> {
+    // SAFETY: sock_fprog is what this option takes.
+    unsafe { attach(socket.as_fd(), libc::SO_ATTACH_FILTER, program) }
+}
+
+/// Hands a classic BPF program to an option.
+///
+/// # Safety
+/// The option must take a sock_fprog.
+unsafe fn attach(socket: BorrowedFd<'_>, name: libc::c_int, program: &[Instruction]) -> io::Result<()> {
     let mut filter: Vec<libc::sock_filter> = program
         .iter()
         .map(|instruction| libc::sock_filter {
@@ -44,20 +68,56 @@ pub fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instruction])
         len: u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
         filter: filter.as_mut_ptr(),
     };
-    // SAFETY: sock_fprog is what this option takes; `filter` outlives the call, which copies it.
-    unsafe { set_option(socket, libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program) }
+    // SAFETY: the caller vouches for the option; `filter` outlives the call, which copies it.
+    unsafe { set_option(socket, libc::SOL_SOCKET, name, program) }
 }
 
-/// Asks for a receive buffer of `bytes`: beyond net.core.rmem_max with CAP_NET_ADMIN, else up to it.
+/// Asks for buffers of `bytes` each way: beyond net.core.rmem_max and wmem_max with CAP_NET_ADMIN, else up to them.
 ///
 /// # Errors
 /// As setsockopt(2).
-pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
-    // SAFETY: both options take an int.
-    unsafe {
-        set_option(socket, libc::SOL_SOCKET, SO_RCVBUFFORCE, bytes)
-            .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
+pub fn set_buffers(socket: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    for (forced, asked) in [(SO_RCVBUFFORCE, libc::SO_RCVBUF), (SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        // SAFETY: all four options take an int.
+        unsafe {
+            set_option(socket, libc::SOL_SOCKET, forced, bytes)
+                .or_else(|_| set_option(socket, libc::SOL_SOCKET, asked, bytes))?;
+        }
     }
+    Ok(())
+}
+
+/// Lets a raw socket of ICMP or ICMPv6 receive only these types; those of ICMP are below 32.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_icmp_filter(socket: BorrowedFd<'_>, v6: bool, types: &[u8]) -> io::Result<()> {
+    // Both filters are sets of what is kept out.
+    let mut out = [u32::MAX; 8];
+    for kind in types {
+        out[usize::from(kind / 32)] &= !(1 << (kind % 32));
+    }
+    if v6 {
+        // SAFETY: icmp6_filter is eight words.
+        unsafe { set_option(socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, out) }
+    } else {
+        // SAFETY: icmp_filter is one word.
+        unsafe { set_option(socket, libc::SOL_RAW, ICMP_FILTER, out[0]) }
+    }
+}
+
+/// Asks for address and port that each datagram was sent to (IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn receive_destination(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    let (level, name) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR)
+    };
+    // SAFETY: both options take an int.
+    unsafe { set_option::<libc::c_int>(socket, level, name, 1) }
 }
 
 /// Asks for the local address of each datagram (IP_PKTINFO, IPV6_RECVPKTINFO).
@@ -69,6 +129,25 @@ pub fn receive_local_address(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()>
         if v6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { (libc::IPPROTO_IP, libc::IP_PKTINFO) };
     // SAFETY: both options take an int.
     unsafe { set_option::<libc::c_int>(socket, level, name, 1) }
+}
+
+/// Lets datagrams of one flow arrive together, as the kernel has coalesced them (UDP_GRO).
+///
+/// # Errors
+/// As setsockopt(2): ENOPROTOOPT before Linux 5.0.
+pub fn receive_coalesced(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the option takes an int.
+    unsafe { set_option::<libc::c_int>(socket, libc::SOL_UDP, libc::UDP_GRO, 1) }
+}
+
+/// Sends without checksums: then the kernel refuses to cut a message, as if no interface could.
+///
+/// # Errors
+/// As setsockopt(2).
+#[cfg(test)]
+pub(crate) fn send_without_checksums(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the option takes an int.
+    unsafe { set_option::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1) }
 }
 
 /// Asks for ICMP errors, to be read with [`receive_icmp`] (IP_RECVERR, IPV6_RECVERR).
@@ -189,7 +268,6 @@ unsafe fn set_option<T: Copy>(
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
-    use std::os::fd::AsFd;
 
     use super::*;
 

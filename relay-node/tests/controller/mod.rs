@@ -93,6 +93,8 @@ impl Session {
             lease_ms: 5000,
             settings: Some(settings),
             members: Some(v1::Members::default()),
+            protocol: 2,
+            takes_usage: false,
         }));
     }
 
@@ -111,13 +113,19 @@ impl Session {
         self.handle.block_on(message).expect("the relay says something")
     }
 
-    /// Waits for a load report; what else comes is passed over.
+    /// Waits for a load report; what else comes is passed over, records acknowledged.
     pub(crate) fn load(&mut self) -> v1::Load {
         let load = async {
             loop {
                 let message = self.hear.message().await.expect("no error").expect("the relay has not left");
-                if let Some(Hear::Load(load)) = message.body {
-                    return load;
+                match message.body {
+                    Some(Hear::Load(load)) => return load,
+                    Some(Hear::Records(v1::RecordBatch { batch_id, .. })) => {
+                        let body = Some(Say::Ack(v1::BatchAck { batch_id }));
+                        let sent = self.say.send(Ok(ControllerMessage { body })).await;
+                        assert!(sent.is_ok(), "the relay has left");
+                    }
+                    _ => {}
                 }
             }
         };
@@ -267,6 +275,10 @@ impl Fleet for Scripted {
         // The channel is new and has room.
         let _ = say.send(Ok(batch)).await;
         Ok(Response::new(ReceiverStream::new(said)))
+    }
+
+    async fn locate(&self, _: Request<v1::LocateRequest>) -> Result<Response<v1::LocateResponse>, Status> {
+        Ok(Response::new(v1::LocateResponse::default()))
     }
 }
 

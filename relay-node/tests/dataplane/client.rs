@@ -3,13 +3,16 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use openssl::ssl::{ErrorCode, SslStream};
-use relay_node::dataplane::{ChangeReceiver, Dataplane, DataplaneConfig, DtlsLimits, Listen, RelayIp, StreamConfig};
+use relay_node::dataplane::{
+    ChangeReceiver, Dataplane, DataplaneConfig, DtlsLimits, Listen, RelayIp, RelayedMode, StreamConfig,
+};
 use relay_node::journal;
 use turn_core::client::{Client, ClientConfig, Event, Extensions, Failure};
 use turn_core::wire::stream::{Frame, frame};
@@ -48,6 +51,25 @@ pub(crate) fn settings() -> Arc<Settings> {
     })
 }
 
+/// What `TURNPIKE_RELAYED` says.
+pub(crate) fn mode() -> RelayedMode {
+    match std::env::var("TURNPIKE_RELAYED").as_deref() {
+        Ok("wildcard") => RelayedMode::Wildcard,
+        _ => RelayedMode::Sockets,
+    }
+}
+
+/// Ports for a test process. What is steered is bound by nobody, so each has its own of an address that they share.
+fn relay_ports() -> RangeInclusive<u16> {
+    match mode() {
+        RelayedMode::Wildcard => {
+            let low = 10_000 + (std::process::id() % 11) as u16 * 2000;
+            low..=low + 1999
+        }
+        RelayedMode::Auto | RelayedMode::Sockets => 20_000..=29_999,
+    }
+}
+
 /// A data plane on one loopback address; relayed addresses of IPv6 at ::1.
 pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
     let ip: IpAddr = ip.parse().expect("literal");
@@ -59,16 +81,21 @@ pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig 
         listen: vec![listen(Transport::Udp, ip), listen(Transport::Tcp, ip), listen(Transport::Udp, v6)],
         nat_discovery: None,
         relay_ips: vec![relay_ip(ip), relay_ip(v6)],
-        relay_ports: 20_000..=29_999,
+        relayed: mode(),
+        relay_ports: relay_ports(),
         relay_address: ip,
         epoch: 1,
         journal: journal.into(),
+        usage: journal.join("usage"),
+        has_store: false,
         max_allocations: 0,
         user_quota: 0,
         stream_send_cap: 262_144,
         max_connections: 100,
         streams: StreamConfig::default(),
         dtls_limits: DtlsLimits::default(),
+        moves: false,
+        public_ports: true,
     }
 }
 
@@ -380,6 +407,14 @@ impl TurnClient {
             self.transmit(&packet)?;
         }
         Ok(())
+    }
+
+    /// Application data, and who sent it, if there is some now or within one read.
+    pub(crate) fn receive_soon(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        if self.data.is_empty() {
+            self.turn().ok()?;
+        }
+        self.data.pop_front()
     }
 
     /// The next application data and who sent it.

@@ -57,7 +57,8 @@ pub(crate) fn handshake(socket: UdpSocket) -> Result<SslStream<Datagrams>> {
     Ok(stream)
 }
 
-fn config(ip: &str, workers: u16, journal: &Path) -> Result<DataplaneConfig> {
+/// As [`client::config`], with a certificate.
+pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> Result<DataplaneConfig> {
     let made = rcgen::generate_simple_self_signed(vec!["turn.example".to_owned()])?;
     let files = CertificateFiles { certificate: journal.join("dtls.pem"), key: journal.join("dtls.key") };
     std::fs::write(&files.certificate, made.cert.pem())?;

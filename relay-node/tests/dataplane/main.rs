@@ -1,14 +1,19 @@
 //! The data plane on loopback, with real sockets and real threads. Each test has a loopback address of its own.
 
+mod accounts;
 mod authentication;
 mod authority;
+mod backbone;
 mod bandwidth;
+mod bursts;
 mod client;
 mod discovery;
 mod door;
+mod drain;
 mod dtls;
 mod dual;
 mod mobility;
+mod pairs;
 mod pipe_limits;
 mod proxy;
 mod restart;
@@ -16,6 +21,7 @@ mod streams;
 mod tcp_allocations;
 mod tls;
 mod web;
+mod wildcard;
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -84,7 +84,7 @@ fn stopping_leaves_allocations_in_the_journal_and_ended_ones_out_of_it() -> Resu
     dataplane.stop();
     let loaded = journal::load(directory.path(), &KeyRing::default())?;
     let by_port: HashMap<u16, _> = loaded.records.iter().map(|record| (record.relayed[0].port(), record)).collect();
-    assert_eq!((by_port.len(), loaded.refused), (4, 0));
+    assert_eq!((by_port.len(), loaded.refused.total()), (4, 0));
     for call in &calls[1..] {
         let record = by_port[&call.relayed.port()];
         assert_eq!(record.five_tuple.client, call.client.local()?);
@@ -93,13 +93,15 @@ fn stopping_leaves_allocations_in_the_journal_and_ended_ones_out_of_it() -> Resu
     Ok(())
 }
 
-/// Serves until it is killed; run as a process of its own by the test below.
+/// Serves until it is killed; run as a process of its own by [`Relay::start`].
 #[test]
 #[ignore = "the process that another test kills"]
 fn relay_process() -> Result<()> {
     let directory = std::env::var("RELAY_PROCESS").context("RELAY_PROCESS names no directory")?;
-    let mut config = config("127.1.2.3", 2, directory.as_ref());
-    config.listen = vec![Listen { transport: Transport::Udp, bind: std::env::var("RELAY_LISTEN")?.parse()? }];
+    let bind: SocketAddr = std::env::var("RELAY_LISTEN")?.parse()?;
+    let mut config = config(&bind.ip().to_string(), 2, directory.as_ref());
+    config.listen = vec![Listen { transport: Transport::Udp, bind }];
+    config.has_store = true;
     let (dataplane, _changes) = start(&config)?;
     writeln!(std::io::stderr(), "listen={}", dataplane.listen()[0].bind)?;
     loop {
@@ -108,13 +110,13 @@ fn relay_process() -> Result<()> {
 }
 
 /// A process that is killed when this goes.
-struct Relay {
+pub(crate) struct Relay {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Relay {
-    fn start(directory: &std::path::Path, listen: &str) -> Result<Self> {
+    pub(crate) fn start(directory: &std::path::Path, listen: &str) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--ignored", "--exact", "restart::relay_process", "--nocapture"])
             .env("RELAY_PROCESS", directory)

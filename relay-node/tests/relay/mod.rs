@@ -52,11 +52,20 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts it with this configuration in `directory`.
+    /// Starts it with this configuration in `directory`. It ends at once when it is told to, unless `more` says otherwise.
     pub(crate) fn start(directory: &Path, ip: Ipv4Addr, more: &str) -> Self {
         let file = directory.join("relay.toml");
         std::fs::write(&file, configuration(directory, ip, more)).expect("written");
-        let mut child = command().arg("--config").arg(file).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let mut command = command();
+        if !more.contains("drain_deadline") {
+            command.env("TURNPIKE_DRAIN_DEADLINE", "0");
+        }
+        Self::run(command.arg("--config").arg(file), ip)
+    }
+
+    /// Starts it by this command.
+    pub(crate) fn run(command: &mut Command, ip: Ipv4Addr) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
         let log = child.stderr.take().expect("piped");
         let (told, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -122,9 +131,14 @@ impl Relay {
 
     /// Asks it to end, and waits.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status();
-        assert!(killed.is_ok_and(|status| status.success()));
+        self.signal("TERM");
         self.wait()
+    }
+
+    /// Sends it this signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()));
     }
 
     /// Kills it as a crash would.

@@ -90,6 +90,43 @@ pub struct ConnectionId(pub u64);
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PeerConnectionId(pub u32);
 
+/// Where the host counts what an allocation sends and is sent, as [`Host::account`](crate::Host::account) said: the core
+/// only carries it along.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct AccountId(u64);
+
+impl AccountId {
+    /// Nowhere.
+    pub const NONE: Self = Self(0);
+    const CROSSED: u64 = 1 << 31;
+
+    /// Place `index` (below 2^31) of the host's, as long as that is known by `tag`, which is not 0.
+    pub fn new(index: u32, tag: u32) -> Self {
+        Self(u64::from(tag) << 32 | (u64::from(index) & (Self::CROSSED - 1)))
+    }
+
+    /// The place.
+    pub fn index(self) -> u32 {
+        (self.0 & (Self::CROSSED - 1)) as u32
+    }
+
+    /// What the place must be known by.
+    pub fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The same in the hands of another thread than the allocation's own.
+    #[must_use]
+    pub fn crossed(self) -> Self {
+        Self(self.0 | Self::CROSSED)
+    }
+
+    /// Whether it is.
+    pub fn has_crossed(self) -> bool {
+        self.0 & Self::CROSSED != 0
+    }
+}
+
 /// A worker thread of this relay, counted from 0.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct WorkerId(pub u16);

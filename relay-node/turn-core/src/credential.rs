@@ -58,6 +58,11 @@ pub fn quota_key(username: &[u8]) -> &[u8] {
     ephemeral(username).map_or(username, |(_, user)| user)
 }
 
+/// When the credentials of a TURN REST name expire, in Unix seconds; `None` of a name that is none, or never expires.
+pub fn expires_at(username: &[u8]) -> Option<u64> {
+    ephemeral(username).and_then(|(digits, _)| decimal(digits))
+}
+
 /// Long-term key of a name and a password.
 pub fn long_term_key(username: &[u8], realm: &str, password: &[u8]) -> LongTermKey {
     let mut hash = Md5::new();
@@ -243,6 +248,15 @@ mod tests {
         let mut without = settings();
         without.rest_secrets.0.clear();
         assert_eq!(rest_passwords_of_holder(&without, b"1:bob").count(), 0);
+    }
+
+    #[test]
+    fn expiry_is_in_the_name() {
+        let cases: &[(&[u8], Option<u64>)] =
+            &[(b"1700000000:alice", Some(NOW)), (b"alice", None), (b"18446744073709551616:bob", None)];
+        for (username, expected) in cases {
+            assert_eq!(expires_at(username), *expected);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use crate::wire::{Integrity, Message, MessageWriter};
+use crate::wire::{Integrity, Message, MessageWriter, PreparedKey};
 
 /// PASSWORD-ALGORITHM (RFC 8489 §14.12, §18.5): how a long-term password becomes a key. Neither has parameters.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -123,6 +123,11 @@ impl IntegrityKey {
     /// Which attribute it is for.
     pub fn integrity(&self) -> Integrity {
         self.integrity
+    }
+
+    /// The same key, ready to be used again and again.
+    pub fn prepared(&self) -> PreparedKey {
+        PreparedKey::new(self.as_bytes(), self.integrity)
     }
 
     /// Whether the message has the attribute, made with this key.

@@ -40,7 +40,7 @@ pub mod ticket;
 pub mod wire;
 
 pub use address::{
-    ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
+    AccountId, ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
     RelayedAddr, Transport, WorkerId,
 };
 pub use key::{IntegrityKey, PasswordAlgorithm};
@@ -49,8 +49,8 @@ pub use policy::Policy;
 pub use record::{AllocationId, Change, EndReason, Record};
 pub use server::{
     BindError, BindRequest, Bound, ClaimError, ConnectError, DiscoveryPlace, DropReason, Head, Host, Input, IpMeta,
-    NatDiscovery, Now, Out, Output, PeerEvent, PortRequest, Route, Server, Verdict,
+    NatDiscovery, Now, Out, Output, PeerEvent, PortRequest, RESERVED_FOR, Redirected, Route, Server, Verdict, Vouchers,
 };
-pub use settings::{Features, Key, KeyRing, Limits, Settings, StaticUser};
+pub use settings::{Alternate, Features, Key, KeyRing, Limits, Settings, StaticUser};
 pub use third_party::{Session, ThirdParty};
 pub use ticket::Ticket;

@@ -1,4 +1,4 @@
-//! Rates: how many bytes a second an allocation, a user or a node relays.
+//! Rates: how many bytes a second an allocation, a user or a node relays, and how many packets.
 //!
 //! A rate is kept as the instant up to which its traffic is paid for. A packet moves it by the time the packet takes at
 //! that rate, and passes if it is not more than a burst ahead of now. Nothing has to be filled up by a timer.
@@ -39,28 +39,53 @@ fn cost(bytes: usize, rate: u64) -> u64 {
     (bytes.saturating_add(HEADERS) as u64).saturating_mul(1_000_000_000) / rate
 }
 
+/// Nanoseconds that any packet takes at a rate in packets a second, which is not 0.
+fn packet_cost(rate: u32) -> u64 {
+    1_000_000_000 / u64::from(rate)
+}
+
 fn burst(cost: u64) -> u64 {
     BURST.max(cost.saturating_mul(BURST_PACKETS))
 }
 
+/// Moves the instant up to which is paid for, unless that is too far ahead.
+fn pay(paid: &mut Option<Instant>, now: Instant, cost: u64) -> bool {
+    let start = paid.map_or(now, |paid| paid.max(now));
+    let admitted = start - now <= Duration::from_nanos(burst(cost));
+    if admitted {
+        *paid = Some(start + Duration::from_nanos(cost));
+    }
+    admitted
+}
+
+/// As [`pay`], in nanoseconds and among several threads.
+fn pay_shared(paid: &AtomicU64, now: u64, cost: u64) -> bool {
+    // Relaxed: the number stands for itself.
+    let admit = |paid: u64| {
+        let start = paid.max(now);
+        (start - now <= burst(cost)).then(|| start.saturating_add(cost))
+    };
+    paid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit).is_ok()
+}
+
 /// The traffic of one allocation, for the one thread that owns it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OwnMeter([Option<Instant>; 2]);
+pub(crate) struct OwnMeter {
+    /// By direction.
+    bytes: [Option<Instant>; 2],
+    /// As `bytes`.
+    packets: [Option<Instant>; 2],
+}
 
 impl OwnMeter {
     /// Whether a packet with so many bytes of payload passes at `rate` bytes a second; 0 lets all pass.
     pub(crate) fn admit(&mut self, direction: Direction, now: Instant, bytes: usize, rate: u64) -> bool {
-        if rate == 0 {
-            return true;
-        }
-        let paid = &mut self.0[direction as usize];
-        let cost = cost(bytes, rate);
-        let start = paid.map_or(now, |paid| paid.max(now));
-        let admitted = start - now <= Duration::from_nanos(burst(cost));
-        if admitted {
-            *paid = Some(start + Duration::from_nanos(cost));
-        }
-        admitted
+        rate == 0 || pay(&mut self.bytes[direction as usize], now, cost(bytes, rate))
+    }
+
+    /// Whether a packet passes at `rate` packets a second; 0 lets all pass.
+    pub(crate) fn admit_packet(&mut self, direction: Direction, now: Instant, rate: u32) -> bool {
+        rate == 0 || pay(&mut self.packets[direction as usize], now, packet_cost(rate))
     }
 }
 
@@ -70,27 +95,24 @@ pub struct Meter {
     base: Instant,
     /// Nanoseconds from `base`, by direction.
     paid: [AtomicU64; 2],
+    /// As `paid`, of packets.
+    packets_paid: [AtomicU64; 2],
 }
 
 impl Meter {
     /// Nothing has passed.
     pub fn new() -> Self {
-        Self { base: Instant::now(), paid: [AtomicU64::new(0), AtomicU64::new(0)] }
+        Self { base: Instant::now(), paid: Default::default(), packets_paid: Default::default() }
     }
 
     /// Whether a packet with so many bytes of payload passes at `rate` bytes a second; 0 lets all pass.
     pub fn admit(&self, direction: Direction, now: Instant, bytes: usize, rate: u64) -> bool {
-        if rate == 0 {
-            return true;
-        }
-        let now = self.nanos(now);
-        let cost = cost(bytes, rate);
-        // Relaxed: the number stands for itself.
-        let admit = |paid: u64| {
-            let start = paid.max(now);
-            (start - now <= burst(cost)).then(|| start.saturating_add(cost))
-        };
-        self.paid[direction as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, admit).is_ok()
+        rate == 0 || pay_shared(&self.paid[direction as usize], self.nanos(now), cost(bytes, rate))
+    }
+
+    /// Whether a packet passes at `rate` packets a second; 0 lets all pass.
+    pub fn admit_packet(&self, direction: Direction, now: Instant, rate: u32) -> bool {
+        rate == 0 || pay_shared(&self.packets_paid[direction as usize], self.nanos(now), packet_cost(rate))
     }
 
     /// How many bytes a stream may read now at `rate` bytes a second, at least 1.
@@ -119,7 +141,7 @@ impl Meter {
     /// Whether all that has passed is paid for: a new meter would say the same.
     pub fn is_settled(&self, now: Instant) -> bool {
         let now = self.nanos(now);
-        self.paid.iter().all(|paid| paid.load(Ordering::Relaxed) <= now)
+        self.paid.iter().chain(&self.packets_paid).all(|paid| paid.load(Ordering::Relaxed) <= now)
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -214,6 +236,23 @@ mod tests {
         let shared = Meter::new();
         let passed = (0..100).filter(|_| shared.admit(Direction::ToPeer, now, 65_507, 1)).count();
         assert_eq!(passed, 5);
+    }
+
+    #[test]
+    fn packets_have_a_rate_of_their_own() {
+        let shared = Meter::new();
+        let mut own = OwnMeter::default();
+        // 1000 a second offered, 100 allowed, 10 s: one second's burst and ten seconds' rate.
+        let of_own = passed(10_000, |now| own.admit_packet(Direction::ToPeer, now, 100));
+        let of_shared = passed(10_000, |now| shared.admit_packet(Direction::ToPeer, now, 100));
+        for passed in [of_own, of_shared] {
+            assert!((1090..=1105).contains(&passed), "{passed}");
+        }
+        let now = Instant::now();
+        assert!(own.admit_packet(Direction::ToClient, now, 1) && shared.admit_packet(Direction::ToClient, now, 1));
+        assert!(own.admit(Direction::ToPeer, now, 972, 1000), "bytes are counted apart");
+        assert!(!shared.is_settled(now) && shared.is_settled(now + Duration::from_secs(12)));
+        assert!((0..10_000).all(|_| shared.admit_packet(Direction::ToPeer, now, 0)), "no limit is none");
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use crate::wire::integrity::keyed;
 use crate::{Key, KeyRing};
 
 /// RFC 8489 §9.2: says that the server knows RFC 8489.
@@ -63,11 +64,14 @@ impl Nonce {
 
     /// Makes a nonce for a client under the newest key; `None` without keys.
     pub fn mint(keys: &KeyRing, client: SocketAddr, unix_seconds: u64, features: SecurityFeatures) -> Option<Self> {
-        let key = keys.newest()?;
+        Some(Self::mint_with(&NonceKey::new(keys.newest()?), client, unix_seconds, features))
+    }
+
+    fn mint_with(key: &NonceKey, client: SocketAddr, unix_seconds: u64, features: SecurityFeatures) -> Self {
         // Wraps in 2106; `verify` compares modulo 2^32.
         let time = (unix_seconds as u32).to_be_bytes();
-        let mac = mac(key, time, client, features.to_bits());
-        Some(Self::encode(key.id, time, &mac, features.to_bits()))
+        let mac = key.mac(time, client, features.to_bits());
+        Self::encode(key.id, time, &mac, features.to_bits())
     }
 
     fn encode(id: u8, time: [u8; 4], mac: &[u8], features: [u8; 3]) -> Self {
@@ -108,8 +112,33 @@ const fn encoded_len(binary: usize) -> usize {
 pub enum Freshness {
     /// Minted by a member for this client, within its lifetime.
     Fresh,
+    /// Of the form and of a time at which it would be fresh, under a key that is not in the ring: a member that has heard
+    /// of a newer key may have minted it.
+    Unknown,
     /// Anything else, also garbage: 438 with a fresh one (RFC 8489 §9.2.4).
     Stale,
+}
+
+/// A key ring with that part of the work done which is the same for all nonces.
+#[derive(Default)]
+pub struct NonceKeys(Vec<NonceKey>);
+
+impl NonceKeys {
+    /// Prepares a ring.
+    pub fn new(keys: &KeyRing) -> Self {
+        Self(keys.0.iter().map(NonceKey::new).collect())
+    }
+
+    /// As [`Nonce::mint`].
+    pub fn mint(&self, client: SocketAddr, unix_seconds: u64, features: SecurityFeatures) -> Option<Nonce> {
+        Some(Nonce::mint_with(self.0.first()?, client, unix_seconds, features))
+    }
+
+    /// As [`verify`].
+    pub fn verify(&self, nonce: &[u8], client: SocketAddr, unix_seconds: u64, lifetime: u32) -> Freshness {
+        let find = |id| self.0.iter().find(|key| key.id == id).cloned();
+        verify_with(find, nonce, client, unix_seconds, lifetime)
+    }
 }
 
 /// Checks a NONCE from `client` (IP and port) at this Unix time. `lifetime` is in seconds.
@@ -117,6 +146,16 @@ pub enum Freshness {
 /// A time ahead of this member's clock by up to `lifetime` is fresh: the member that minted it has another clock.
 /// Whatever features the nonce names, a member has minted it with them: it is not fresh with any bit changed.
 pub fn verify(keys: &KeyRing, nonce: &[u8], client: SocketAddr, unix_seconds: u64, lifetime: u32) -> Freshness {
+    verify_with(|id| keys.find(id).map(NonceKey::new), nonce, client, unix_seconds, lifetime)
+}
+
+fn verify_with(
+    find: impl Fn(u8) -> Option<NonceKey>,
+    nonce: &[u8],
+    client: SocketAddr,
+    unix_seconds: u64,
+    lifetime: u32,
+) -> Freshness {
     let verified = (|| {
         let (encoded_features, encoded) = nonce.strip_prefix(COOKIE)?.split_first_chunk::<4>()?;
         // Exact length first: decoding takes room for whole groups of 4.
@@ -131,35 +170,51 @@ pub fn verify(keys: &KeyRing, nonce: &[u8], client: SocketAddr, unix_seconds: u6
         let len = URL_SAFE_NO_PAD.decode_slice(encoded, &mut binary).ok()?;
         let [id, t0, t1, t2, t3, claimed @ ..] = &binary;
         let time = [*t0, *t1, *t2, *t3];
-        let key = keys.find(*id).filter(|_| len == PREFIX_LEN + mac_len)?;
-        let authentic: bool = mac(key, time, client, features)[..mac_len].ct_eq(&claimed[..mac_len]).into();
         let age = (unix_seconds as u32).wrapping_sub(u32::from_be_bytes(time)) as i32;
-        (authentic && age.unsigned_abs() <= lifetime).then_some(())
+        if len != PREFIX_LEN + mac_len || age.unsigned_abs() > lifetime {
+            return None;
+        }
+        let Some(key) = find(*id) else {
+            return Some(Freshness::Unknown);
+        };
+        let authentic: bool = key.mac(time, client, features)[..mac_len].ct_eq(&claimed[..mac_len]).into();
+        authentic.then_some(Freshness::Fresh)
     })();
-    match verified {
-        Some(()) => Freshness::Fresh,
-        None => Freshness::Stale,
-    }
+    verified.unwrap_or(Freshness::Stale)
 }
 
-/// A nonce without features is hashed as before there were any: those of the previous version stay fresh.
-fn mac(key: &Key, time: [u8; 4], client: SocketAddr, features: [u8; 3]) -> [u8; MAC_LEN] {
-    let ip = match client.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    let mut mac = Hmac::<Sha256>::new_from_slice(&key.secret).expect("HMAC takes a key of any length");
-    mac.update(b"turnpike nonce");
-    mac.update(&[key.id]);
-    mac.update(&time);
-    mac.update(&ip.octets());
-    mac.update(&client.port().to_be_bytes());
-    if features != [0; 3] {
-        mac.update(&features);
+/// A key that has been told what all nonces begin with.
+#[derive(Clone)]
+struct NonceKey {
+    id: u8,
+    hmac: Hmac<Sha256>,
+}
+
+impl NonceKey {
+    fn new(key: &Key) -> Self {
+        let mut hmac: Hmac<Sha256> = keyed(&key.secret);
+        hmac.update(b"turnpike nonce");
+        hmac.update(&[key.id]);
+        Self { id: key.id, hmac }
     }
-    let mut short = [0; MAC_LEN];
-    short.copy_from_slice(&mac.finalize().into_bytes()[..MAC_LEN]);
-    short
+
+    /// A nonce without features is hashed as before there were any: those of the previous version stay fresh.
+    fn mac(&self, time: [u8; 4], client: SocketAddr, features: [u8; 3]) -> [u8; MAC_LEN] {
+        let ip = match client.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut mac = self.hmac.clone();
+        mac.update(&time);
+        mac.update(&ip.octets());
+        mac.update(&client.port().to_be_bytes());
+        if features != [0; 3] {
+            mac.update(&features);
+        }
+        let mut short = [0; MAC_LEN];
+        short.copy_from_slice(&mac.finalize().into_bytes()[..MAC_LEN]);
+        short
+    }
 }
 
 #[cfg(test)]
@@ -242,8 +297,10 @@ mod tests {
             ("another port", v4, "192.0.2.1:6", NOW, &[1], Freshness::Stale),
             ("another IP", v4, "192.0.2.2:5", NOW, &[1], Freshness::Stale),
             ("retired key", v4, v4, NOW, &[2, 1], Freshness::Fresh),
-            ("key gone", v4, v4, NOW, &[2], Freshness::Stale),
-            ("no keys", v4, v4, NOW, &[], Freshness::Stale),
+            ("a key nobody knows here", v4, v4, NOW, &[2], Freshness::Unknown),
+            ("a key nobody knows here, for somebody else", v4, "192.0.2.2:5", NOW, &[2], Freshness::Unknown),
+            ("a key nobody knows here, too late", v4, v4, NOW + hour + 1, &[2], Freshness::Stale),
+            ("no keys", v4, v4, NOW, &[], Freshness::Unknown),
         ];
         for (what, minted_for, used_by, at, keys, expected) in cases {
             let nonce = Nonce::mint(&ring(&[1]), client(minted_for), NOW, BOTH).expect("there is a key");
@@ -271,7 +328,8 @@ mod tests {
         for byte in 0..minted.as_bytes().len() {
             let mut changed = minted.bytes;
             changed[byte] = if changed[byte] == b'x' { b'y' } else { b'x' };
-            assert_eq!(check(&changed), Freshness::Stale, "byte {byte}");
+            // With another id it is of a key that is not there.
+            assert_ne!(check(&changed), Freshness::Fresh, "byte {byte}");
         }
         for nonce in [&b""[..], b"obMatJos2", &[0xFF; 763], &[b'A'; 41], b"obMatJos2AAAA===="] {
             assert_eq!(check(nonce), Freshness::Stale);

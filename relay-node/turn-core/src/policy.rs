@@ -22,6 +22,8 @@ pub struct Policy {
     pub members: Vec<IpAddr>,
     /// The lab switch: opens loopback and nothing else.
     pub allow_loopback: bool,
+    /// Nobody but [`Policy::members`] is a peer: this relay has no way out of the cluster.
+    pub members_only: bool,
 }
 
 /// A peer is forbidden: 403 (RFC 8656 §9.2).
@@ -105,7 +107,7 @@ impl Policy {
         if self.members.contains(&ip) {
             return Ok(());
         }
-        if self.denied.iter().any(|network| network.contains(ip)) {
+        if self.members_only || self.denied.iter().any(|network| network.contains(ip)) {
             return Err(Forbidden);
         }
         let denied = match ip {
@@ -228,7 +230,7 @@ mod tests {
         let policy = Policy {
             denied: vec![Network { address: ip("10.0.0.0"), prefix: 8 }],
             members: vec![ip("10.0.0.5")],
-            allow_loopback: false,
+            ..Policy::default()
         };
         assert_eq!(policy.check_ip(ip("10.0.0.5")), Ok(()));
         assert_eq!(policy.check_ip(ip("10.0.0.6")), Err(Forbidden));
@@ -240,8 +242,8 @@ mod tests {
         let network = |text: &str, prefix| Network { address: ip(text), prefix };
         let policy = Policy {
             denied: vec![network("198.51.100.0", 24), network("2001:db8::", 32), network("127.0.0.9", 32)],
-            members: Vec::new(),
             allow_loopback: true,
+            ..Policy::default()
         };
         let cases: &[(&str, bool)] = &[
             ("198.51.100.255", false),
@@ -264,5 +266,19 @@ mod tests {
         let peer = |text: &str| PeerAddr::new(text.parse().expect("literal"));
         assert_eq!(Policy::default().check(peer("192.0.2.1:0")), Err(Forbidden));
         assert_eq!(Policy::default().check(peer("192.0.2.1:1")), Ok(()));
+    }
+
+    #[test]
+    fn without_a_way_out_members_alone_are_peers() {
+        let policy = Policy {
+            members: vec![ip("203.0.113.9"), ip("10.0.0.9")],
+            allow_loopback: true,
+            members_only: true,
+            ..Policy::default()
+        };
+        for (text, allowed) in [("203.0.113.9", true), ("10.0.0.9", true), ("203.0.113.8", false), ("127.0.0.1", false)]
+        {
+            assert_eq!(policy.check_ip(ip(text)).is_ok(), allowed, "{text}");
+        }
     }
 }

@@ -10,7 +10,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use crate::wire::Integrity;
+use crate::wire::attribute::ReservationToken;
+use crate::wire::error_code::AddressErrorCode;
+use crate::wire::{ErrorCode, Integrity, TransactionId};
 use crate::{FiveTuple, IntegrityKey, Key, KeyRing, PeerAddr, PeerTransport, RelayedAddr, Session, Ticket, Transport};
 
 /// A ULID: 48 bits of Unix milliseconds, 80 random bits, big endian. Sorts by creation.
@@ -36,6 +38,15 @@ pub struct Record {
     pub peer_transport: PeerTransport,
     /// Of a mobile client (RFC 8016); `five_tuple` is the old one during a move.
     pub mobility: Option<MobilityRecord>,
+    /// The UDP proxy through which the client is reached; `five_tuple` names the client itself.
+    pub proxy: Option<SocketAddr>,
+    /// Of the Allocate, to know a retransmission of it (RFC 8656 §7.2, note). Older writers did not keep it.
+    pub transaction_id: Option<TransactionId>,
+    /// ADDRESS-ERROR-CODE of the Allocate's success answer.
+    pub address_error: Option<AddressErrorCode>,
+    /// RESERVATION-TOKEN of the Allocate's success answer, and Unix ms of its end. What is reserved is the port above the
+    /// first of `relayed` (RFC 8656 §7.2).
+    pub reservation: Option<(ReservationToken, u64)>,
     /// USERNAME of the Allocate, opaque bytes.
     pub username: Vec<u8>,
     /// What is left of the access token it was made with (RFC 7635).
@@ -144,8 +155,17 @@ mod tag {
     /// Ticket; in a move also where to, by which ticket and transaction.
     pub(super) const MOBILITY: u8 = 14;
     pub(super) const FAMILY_EXPIRES_AT: u8 = 16;
+    pub(super) const TRANSACTION_ID: u8 = 17;
+    /// Family and code.
+    pub(super) const ADDRESS_ERROR: u8 = 18;
+    /// Token and its end.
+    pub(super) const RESERVATION: u8 = 19;
+    pub(super) const PROXY: u8 = 20;
     pub(super) const SEAL: u8 = 255;
 }
+
+/// Bytes that most records fit in.
+const TYPICAL: usize = 256;
 
 const MAC_LEN: usize = 16;
 const SEAL_SECTION: usize = 3 + 1 + MAC_LEN;
@@ -153,7 +173,13 @@ const SEAL_SECTION: usize = 3 + 1 + MAC_LEN;
 impl Record {
     /// Encodes and appends a MAC under the newest key of the cluster's record ring (none without keys).
     pub fn seal(&self, keys: &KeyRing) -> Vec<u8> {
-        let mut writer = Writer::new();
+        let mut bytes = Vec::with_capacity(TYPICAL);
+        self.seal_into(keys, &mut bytes);
+        bytes
+    }
+
+    fn seal_into(&self, keys: &KeyRing, out: &mut Vec<u8>) {
+        let mut writer = Writer::new(out);
         writer.section(tag::RELAY_ADDRESS, |out| write_ip(out, self.relay_address));
         writer.number(tag::EPOCH, self.epoch);
         writer.number(tag::SEQUENCE, self.sequence);
@@ -171,6 +197,9 @@ impl Record {
                 }
             });
         }
+        if let Some(proxy) = self.proxy {
+            writer.section(tag::PROXY, |out| write_address(out, proxy));
+        }
         writer.list(tag::RELAYED, &self.relayed, |out, relayed| {
             write_address(out, relayed.bound);
             write_address(out, relayed.advertised);
@@ -187,6 +216,21 @@ impl Record {
                 out.extend(session.key.as_bytes());
             });
         }
+        if let Some(TransactionId(id)) = self.transaction_id {
+            writer.section(tag::TRANSACTION_ID, |out| out.extend(id));
+        }
+        if let Some(AddressErrorCode { family, error }) = self.address_error {
+            writer.section(tag::ADDRESS_ERROR, |out| {
+                out.push(family);
+                out.extend(error.code().to_be_bytes());
+            });
+        }
+        if let Some((ReservationToken(token), expires_at)) = self.reservation {
+            writer.section(tag::RESERVATION, |out| {
+                out.extend(token);
+                out.extend(expires_at.to_be_bytes());
+            });
+        }
         writer.number(tag::CREATED_AT, self.created_at);
         writer.number(tag::EXPIRES_AT, self.expires_at);
         writer.list(tag::FAMILY_EXPIRES_AT, &self.family_expires_at, |out, end| out.extend(end.to_be_bytes()));
@@ -199,7 +243,7 @@ impl Record {
             write_address(out, peer.socket_addr());
             out.extend(expires_at.to_be_bytes());
         });
-        writer.seal(keys)
+        writer.seal(keys);
     }
 
     /// Checks the MAC against the ring (skipped when the ring is empty) and decodes.
@@ -221,15 +265,22 @@ impl Record {
 
 /// Encodes a change: a put as [`Record::seal`] does, an end as a tombstone.
 pub fn encode_change(change: &Change, keys: &KeyRing) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(TYPICAL);
+    append_change(change, keys, &mut bytes);
+    bytes
+}
+
+/// As [`encode_change`], behind what is in `out`.
+pub fn append_change(change: &Change, keys: &KeyRing, out: &mut Vec<u8>) {
     match change {
-        Change::Put(record) => record.seal(keys),
+        Change::Put(record) => record.seal_into(keys, out),
         Change::End { id, epoch, sequence, reason } => {
-            let mut writer = Writer::new();
+            let mut writer = Writer::new(out);
             writer.section(tag::ID, |out| out.extend(id.0));
             writer.number(tag::EPOCH, *epoch);
             writer.number(tag::SEQUENCE, *sequence);
             writer.section(tag::ENDED, |out| out.push(*reason as u8));
-            writer.seal(keys)
+            writer.seal(keys);
         }
     }
 }
@@ -246,6 +297,14 @@ pub fn decode_change(bytes: &[u8], keys: &KeyRing) -> Result<Change, RecordError
     }
     check_seal(bytes, keys)?;
     Sections::read(&bytes[1..]).and_then(Sections::into_change).ok_or(RecordError::Damaged)
+}
+
+/// Id of the key that bytes were sealed with, whether the seal holds or not; `None` of what carries none.
+pub fn seal_key(bytes: &[u8]) -> Option<u8> {
+    match bytes.last_chunk::<SEAL_SECTION>()? {
+        [tag::SEAL, 0, len, id, ..] if usize::from(*len) == 1 + MAC_LEN => Some(*id),
+        _ => None,
+    }
 }
 
 fn check_seal(bytes: &[u8], keys: &KeyRing) -> Result<(), RecordError> {
@@ -274,23 +333,26 @@ fn mac(key: &Key, sealed: &[u8]) -> [u8; MAC_LEN] {
     short
 }
 
-/// Writes sections.
-struct Writer(Vec<u8>);
+/// Writes sections behind what is there.
+struct Writer<'a> {
+    out: &'a mut Vec<u8>,
+    start: usize,
+}
 
-impl Writer {
-    fn new() -> Self {
-        let mut bytes = Vec::with_capacity(256);
-        bytes.push(VERSION);
-        Self(bytes)
+impl<'a> Writer<'a> {
+    fn new(out: &'a mut Vec<u8>) -> Self {
+        let start = out.len();
+        out.push(VERSION);
+        Self { out, start }
     }
 
     /// Appends a section; `write` must write at most 65,535 bytes.
     fn section(&mut self, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
-        let header = self.0.len();
-        self.0.extend([tag, 0, 0]);
-        write(&mut self.0);
-        let len = (self.0.len() - header - 3) as u16;
-        self.0[header + 1..header + 3].copy_from_slice(&len.to_be_bytes());
+        let header = self.out.len();
+        self.out.extend([tag, 0, 0]);
+        write(self.out);
+        let len = (self.out.len() - header - 3) as u16;
+        self.out[header + 1..header + 3].copy_from_slice(&len.to_be_bytes());
     }
 
     fn number(&mut self, tag: u8, number: u64) {
@@ -305,15 +367,14 @@ impl Writer {
         }
     }
 
-    fn seal(mut self, keys: &KeyRing) -> Vec<u8> {
+    fn seal(mut self, keys: &KeyRing) {
         if let Some(key) = keys.newest() {
-            let mac = mac(key, &self.0);
+            let mac = mac(key, &self.out[self.start..]);
             self.section(tag::SEAL, |out| {
                 out.push(key.id);
                 out.extend(mac);
             });
         }
-        self.0
     }
 }
 
@@ -354,6 +415,10 @@ struct Sections {
     id: Option<AllocationId>,
     five_tuple: Option<FiveTuple>,
     mobility: Option<MobilityRecord>,
+    proxy: Option<SocketAddr>,
+    transaction_id: Option<TransactionId>,
+    address_error: Option<AddressErrorCode>,
+    reservation: Option<(ReservationToken, u64)>,
     relayed: Vec<RelayedAddr>,
     peer_transport: PeerTransport,
     username: Option<Vec<u8>>,
@@ -381,6 +446,15 @@ impl Sections {
                 tag::ID => sections.id = Some(AllocationId(value.array()?)),
                 tag::FIVE_TUPLE => sections.five_tuple = Some(value.five_tuple()?),
                 tag::MOBILITY => sections.mobility = Some(value.mobility()?),
+                tag::PROXY => sections.proxy = Some(value.address()?),
+                tag::TRANSACTION_ID => sections.transaction_id = Some(TransactionId(value.array()?)),
+                tag::ADDRESS_ERROR => {
+                    let (family, error) = (value.u8()?, ErrorCode::new(value.u16()?)?);
+                    sections.address_error = Some(AddressErrorCode { family, error });
+                }
+                tag::RESERVATION => {
+                    sections.reservation = Some((ReservationToken(value.array()?), value.u64()?));
+                }
                 tag::RELAYED => value.list(&mut sections.relayed, |value| {
                     Some(RelayedAddr { bound: value.address()?, advertised: value.address()? })
                 })?,
@@ -426,6 +500,10 @@ impl Sections {
             id,
             five_tuple: self.five_tuple?,
             mobility: self.mobility,
+            proxy: self.proxy,
+            transaction_id: self.transaction_id,
+            address_error: self.address_error,
+            reservation: self.reservation,
             relayed: self.relayed,
             peer_transport: self.peer_transport,
             username: self.username?,
@@ -439,9 +517,11 @@ impl Sections {
     }
 }
 
+/// A reason that only a later version knows is an end all the same: an allocation must not come back for it.
 fn end_reason(byte: u8) -> Option<EndReason> {
     use EndReason::{Closed, Deleted, Expired, Revoked};
-    [Deleted, Expired, Closed, Revoked].into_iter().find(|reason| *reason as u8 == byte)
+    let known = [Deleted, Expired, Closed, Revoked].into_iter().find(|reason| *reason as u8 == byte);
+    known.or((byte != 0).then_some(Deleted))
 }
 
 /// Reads values; `None` where the bytes end too soon or make no sense.

@@ -30,6 +30,10 @@ fn record() -> Record {
         expires_at: 1_700_000_600_123,
         family_expires_at: Vec::new(),
         mobility: None,
+        proxy: None,
+        transaction_id: None,
+        address_error: None,
+        reservation: None,
         permissions: vec![
             ("192.0.2.1".parse().expect("literal"), 1_700_000_300_123),
             ("192.0.2.2".parse().expect("literal"), 1_700_000_300_124),
@@ -57,7 +61,12 @@ fn what_is_sealed_is_opened() {
     let mut tcp = record();
     tcp.five_tuple.transport = Transport::Tcp;
     tcp.peer_transport = PeerTransport::Tcp;
-    for record in [record(), ipv6, tcp] {
+    let mut answered = record();
+    answered.proxy = Some(address("[2001:db8::77]:4000"));
+    answered.transaction_id = Some(TransactionId(*b"twelve bytes"));
+    answered.address_error = Some(AddressErrorCode { family: 2, error: ErrorCode::INSUFFICIENT_CAPACITY });
+    answered.reservation = Some((ReservationToken(*b"8 bytes!"), 1_700_000_040_123));
+    for record in [record(), ipv6, tcp, answered] {
         for keys in [ring(&[]), ring(&[1]), ring(&[9, 1])] {
             assert_eq!(Record::open(&record.seal(&keys), &keys), Ok(record.clone()));
         }
@@ -73,7 +82,8 @@ fn long_lists_take_more_than_one_section() {
 
 #[test]
 fn a_typical_record_is_small() {
-    assert!(record().seal(&ring(&[1])).len() <= 256);
+    let record = Record { transaction_id: Some(TransactionId(*b"twelve bytes")), ..record() };
+    assert!(record.seal(&ring(&[1])).len() <= 256);
 }
 
 #[test]
@@ -90,6 +100,7 @@ fn changes_are_read_back() {
 fn seals() {
     let sealed = record().seal(&ring(&[1]));
     let plain = record().seal(&ring(&[]));
+    assert_eq!((seal_key(&sealed), seal_key(&plain), seal_key(b"")), (Some(1), None, None));
     let mut other_secret = ring(&[1]);
     other_secret.0[0].secret = b"another".to_vec();
     type Case<'a> = (&'static str, &'a [u8], KeyRing, Result<Record, RecordError>);

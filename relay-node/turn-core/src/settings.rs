@@ -1,6 +1,8 @@
 //! What a server is configured with; replaced whole by [`Input::Configure`](crate::Input::Configure).
 
-use crate::{Policy, ThirdParty};
+use std::net::SocketAddr;
+
+use crate::{Policy, ThirdParty, Transport};
 
 /// A named secret. Ids are small because nonces carry them.
 #[derive(Clone, Eq, PartialEq)]
@@ -63,6 +65,11 @@ pub struct Limits {
     pub bytes_per_user: u64,
     /// As `bytes_per_allocation`, of all allocations of this node.
     pub bytes_per_node: u64,
+    /// Packets a second an allocation relays in each direction, 0 for no limit. What is beyond, after a burst of a
+    /// second, is dropped. The data connections of TCP allocations (RFC 6062) have no packets and no such limit.
+    pub packets_per_allocation: u32,
+    /// As `packets_per_allocation`, of all allocations of one user on this node.
+    pub packets_per_user: u32,
     /// Most TCP connections to peers an allocation has (RFC 6062); one more is 508, or is not accepted.
     pub peer_connections_per_allocation: usize,
 }
@@ -85,9 +92,14 @@ impl Default for Features {
 }
 
 impl Limits {
-    /// Whether any bandwidth is limited.
+    /// Whether any bandwidth or packet rate is limited.
     pub fn has_rates(&self) -> bool {
-        self.bytes_per_allocation | self.bytes_per_user | self.bytes_per_node != 0
+        self.bytes_per_allocation != 0 || self.packets_per_allocation != 0 || self.has_shared_rates()
+    }
+
+    /// Whether any is limited that allocations share.
+    pub fn has_shared_rates(&self) -> bool {
+        self.bytes_per_user | self.bytes_per_node != 0 || self.packets_per_user != 0
     }
 }
 
@@ -102,6 +114,8 @@ impl Default for Limits {
             bytes_per_allocation: 0,
             bytes_per_user: 0,
             bytes_per_node: 0,
+            packets_per_allocation: 0,
+            packets_per_user: 0,
             peer_connections_per_allocation: 64,
         }
     }
@@ -120,6 +134,9 @@ pub struct Settings {
     pub rest_secrets: KeyRing,
     /// Keys of nonces, the same on every member.
     pub nonce_keys: KeyRing,
+    /// Other members may have newer `nonce_keys`. An Allocate with a nonce under a key that is not among them is met with
+    /// silence, not with 438, which ends the attempt of a browser; the next retransmission finds this member informed.
+    pub nonce_keys_may_lag: bool,
     /// Users with fixed passwords.
     pub static_users: Vec<StaticUser>,
     /// Which peers may be reached.
@@ -130,6 +147,25 @@ pub struct Settings {
     pub features: Features,
     /// Whose access tokens are taken (RFC 7635); none switches third-party authorization off.
     pub third_party: Option<ThirdParty>,
-    /// Allocate is refused with 508, once authenticated; what exists goes on.
+    /// Records may be missing that will come later: a request about an allocation that is not known is not answered,
+    /// because the allocation may be among them (promise P5).
+    pub restoring: bool,
+    /// New clients are sent elsewhere, because this server is to become empty. What exists goes on, and where there is no
+    /// alternate new clients are served too: better here than nowhere.
     pub draining: bool,
+    /// New clients are sent elsewhere, because this server has enough to do. As `draining` otherwise.
+    pub overloaded: bool,
+    /// Where they are sent, best first: listeners of other members that take new clients. Never this server's own.
+    pub alternates: Vec<Alternate>,
+}
+
+/// A listener of another server of the cluster (RFC 8489 §10).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Alternate {
+    /// How clients reach it; over TLS and DTLS its certificate names the IP, because that is all a client has of it then.
+    pub transport: Transport,
+    /// Where.
+    pub address: SocketAddr,
+    /// Whether that server has relayed addresses of IPv6, for clients that ask for one.
+    pub relays_ipv6: bool,
 }

@@ -9,10 +9,14 @@ use turnpike_proto::v1;
 use crate::fleet::{NodeListener, NodeRecord, unix_ms};
 use crate::identity::is_name;
 
+/// Version of `fleet.proto` this controller speaks.
+pub(super) const PROTOCOL: u32 = 2;
 /// Protocols understood: N reads N-1, and a relay of the next version talks ours.
-const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=2;
+const PROTOCOLS: std::ops::RangeInclusive<u32> = PROTOCOL - 1..=PROTOCOL + 1;
 /// Most addresses and listeners of a relay.
 const MANY: usize = 64;
+/// Most addresses of its backbone.
+const BACKBONE: usize = 8;
 /// Most worker threads.
 const WORKERS: u32 = 4096;
 
@@ -40,7 +44,9 @@ pub(super) fn read(hello: &v1::Hello, name: &str) -> Result<NodeRecord, Status> 
     if !PROTOCOLS.contains(&hello.protocol) {
         let spoken = hello.protocol;
         return Err(Status::failed_precondition(format!(
-            "the relay speaks protocol {spoken}, this controller {PROTOCOLS:?}; upgrade the older one"
+            "the relay speaks protocol {spoken}, this controller {} to {}; upgrade the older one",
+            PROTOCOLS.start(),
+            PROTOCOLS.end()
         )));
     }
     if !is_name(&hello.region) {
@@ -76,7 +82,27 @@ pub(super) fn read(hello: &v1::Hello, name: &str) -> Result<NodeRecord, Status> 
         boot_id: hello.boot_id.clone(),
         registered_at: unix_ms(),
         lease: 0,
+        standby: hello.standby,
+        waiting: false,
+        backbone: backbone(&hello.backbone_addresses)?,
+        cluster_only: hello.cluster_only,
     })
+}
+
+/// Where other members send: addresses of hosts, with ports.
+fn backbone(written: &[String]) -> Result<Vec<SocketAddr>, Status> {
+    if written.len() > BACKBONE {
+        return Err(invalid("backbone_addresses", "are more than 8"));
+    }
+    let read = |text: &String| {
+        let address: SocketAddr = text.parse().map_err(|_| invalid("backbone_addresses", "are not IP:port"))?;
+        let ip = self::address("backbone_addresses", &address.ip().to_string())?;
+        match address.port() {
+            0 => Err(invalid("backbone_addresses", "have port 0")),
+            port => Ok(SocketAddr::new(ip, port)),
+        }
+    };
+    written.iter().map(read).collect()
 }
 
 fn listener(listener: &v1::Listener) -> Result<NodeListener, Status> {
@@ -89,7 +115,7 @@ fn listener(listener: &v1::Listener) -> Result<NodeListener, Status> {
     };
     let address: Result<SocketAddr, _> = listener.address.parse();
     let address = address.map_err(|_| invalid("listeners", "are not IP:port"))?;
-    Ok(NodeListener { transport, address })
+    Ok(NodeListener { transport, address, ip_in_certificate: listener.ip_in_certificate })
 }
 
 /// It becomes part of URIs: a host name and nothing else. Empty is none.
@@ -125,8 +151,14 @@ mod tests {
         let cases: &[(&str, Change, Option<&str>)] = &[
             ("as it should be", |_| {}, None),
             ("no zone", |hello| hello.zone.clear(), None),
-            ("of the next version", |hello| hello.protocol = 2, None),
-            ("of no version", |hello| hello.protocol = 0, Some("protocol")),
+            ("of the version before", |hello| hello.protocol = PROTOCOL - 1, None),
+            ("of the next version", |hello| hello.protocol = PROTOCOL + 1, None),
+            (
+                "of the version after that",
+                |hello| hello.protocol = PROTOCOL + 2,
+                Some("protocol 4, this controller 1 to 3"),
+            ),
+            ("of no version", |hello| hello.protocol = 0, Some("protocol 0, this controller 1 to 3")),
             ("for another node", |hello| hello.node_id = "eu-2".to_owned(), Some("does not speak for")),
             ("no region", |hello| hello.region.clear(), Some("region")),
             ("a region that is a path", |hello| hello.region = "eu/../x".to_owned(), Some("region")),
@@ -142,6 +174,15 @@ mod tests {
             ("a host name", |hello| hello.public_host = "eu-1.turn.example.org".to_owned(), None),
             ("a host with a port", |hello| hello.public_host = "example.org:443".to_owned(), Some("public_host")),
             ("a host that ends the URI", |hello| hello.public_host = "a?b".to_owned(), Some("public_host")),
+            ("a backbone", |hello| hello.backbone_addresses = vec!["10.0.0.1:3479".to_owned()], None),
+            ("a backbone by name", |hello| hello.backbone_addresses = vec!["eu-1:3479".to_owned()], Some("backbone")),
+            ("a backbone nowhere", |hello| hello.backbone_addresses = vec!["0.0.0.0:1".to_owned()], Some("backbone")),
+            ("a backbone at port 0", |hello| hello.backbone_addresses = vec!["10.0.0.1:0".to_owned()], Some("port 0")),
+            (
+                "endless backbones",
+                |hello| hello.backbone_addresses = vec!["10.0.0.1:3479".to_owned(); 9],
+                Some("backbone_addresses are more than 8"),
+            ),
             ("port 0", |hello| hello.relay_port_low = 0, Some("relay_port_low")),
             ("ports above 65535", |hello| hello.relay_port_high = 65536, Some("relay_port_high")),
             ("ports backwards", |hello| hello.relay_port_low = 65535, Some("relay_port_low")),
@@ -150,12 +191,16 @@ mod tests {
             let mut hello = v1::Hello {
                 node_id: "eu-1".to_owned(),
                 version: "0.1.0".to_owned(),
-                protocol: 1,
+                protocol: PROTOCOL,
                 region: "eu".to_owned(),
                 zone: "a".to_owned(),
                 relay_address: "::ffff:192.0.2.1".to_owned(),
                 relay_ips: vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
-                listeners: vec![v1::Listener { transport: 1, address: "192.0.2.1:3478".to_owned() }],
+                listeners: vec![v1::Listener {
+                    transport: 1,
+                    address: "192.0.2.1:3478".to_owned(),
+                    ..v1::Listener::default()
+                }],
                 claimed_epoch: 1,
                 boot_id: "b00t".to_owned(),
                 workers: 2,
@@ -163,6 +208,7 @@ mod tests {
                 relay_port_low: 49152,
                 public_host: String::new(),
                 relay_port_high: 65534,
+                ..v1::Hello::default()
             };
             change(&mut hello);
             match (read(&hello, "eu-1"), refused) {

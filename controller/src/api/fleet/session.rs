@@ -11,10 +11,14 @@ use tonic::{Status, Streaming};
 use turn_core::AllocationId;
 use turnpike_proto::v1::{self, ControllerMessage, RelayMessage, controller_message, relay_message};
 
+use super::guidance::Guidance;
 use super::revocations::Revocations;
+use super::step_back::StepBack;
 use super::work::{Done, Pipeline};
-use super::{FleetOptions, hello, status};
-use crate::fleet::{Claim, ClaimError, FleetView, LoadRecord, Lost, unix_ms};
+use super::{FleetOptions, hello};
+use crate::api::load;
+use crate::fleet::revoked::Serial;
+use crate::fleet::{Claim, FleetView, LoadRecord, Lost, NodeRecord, Reported, unix_ms};
 use crate::keys::Keys;
 use crate::store::Store;
 
@@ -24,11 +28,18 @@ const HELLO: Duration = Duration::from_secs(10);
 const TAKE: Duration = Duration::from_secs(10);
 /// Between two reports of the same load to a store that is away.
 const PAUSE: Duration = Duration::from_millis(200);
+/// A lease of which this share has gone by without being renewed is in danger: the relay is told, so that it looks for
+/// another controller.
+const DANGER: (u32, u32) = (3, 5);
 
 /// A stream that a relay has opened.
 pub(super) struct Joining {
     /// From its certificate.
     pub(super) node_id: String,
+    /// Of that certificate; none where something else than TLS says who it is.
+    pub(super) certificate: Option<Serial>,
+    /// What it has said of itself.
+    pub(super) record: Option<NodeRecord>,
     pub(super) store: Arc<dyn Store>,
     pub(super) keys: Arc<Keys>,
     pub(super) fleet: Arc<FleetView>,
@@ -40,7 +51,7 @@ pub(super) struct Joining {
 }
 
 /// Why a session is over.
-enum End {
+pub(super) enum End {
     /// The relay said Goodbye.
     Left,
     /// Its stream broke, or it broke the protocol.
@@ -100,11 +111,9 @@ impl Joining {
             return Err(Status::failed_precondition("a session begins with Hello").into());
         };
         let record = hello::read(&hello, &self.node_id)?;
-        let claim = Claim::take(self.store.clone(), record, hello.claimed_epoch, self.options.lease).await;
-        let claim = claim.map_err(|error| match error {
-            ClaimError::Superseded { epoch, owner } => End::Lost(Lost::Superseded { epoch, owner }),
-            ClaimError::Store(error) => End::Broken(status(&error)),
-        })?;
+        self.must_be_trusted()?;
+        self.record = Some(record.clone());
+        let claim = self.claim(&hello, record).await?;
         let members = self.fleet.members().borrow().clone();
         let welcome = v1::Welcome {
             controller_id: self.options.controller_id.clone(),
@@ -113,6 +122,8 @@ impl Joining {
             settings: Some(self.keys.current().message.clone()),
             // Revision 0: this replica has not seen the fleet yet. The list follows when it has.
             members: (members.revision > 0).then(|| (*members).clone()),
+            protocol: hello::PROTOCOL,
+            takes_usage: true,
         };
         self.say(controller_message::Body::Welcome(welcome)).await?;
         Ok(claim)
@@ -136,26 +147,39 @@ impl Joining {
         for id in self.revocations.pending(claim.relay_address()) {
             self.revoke(id).await?;
         }
+        let mut guidance = Guidance::new(&self.node_id, self.fleet.clone(), self.options.terms.clone());
+        let mut step_back = StepBack::new(self.record.clone(), self.fleet.clone());
         let mut closing = self.closing.clone();
         let mut reporter = Reporter::new(claim.clone());
+        let mut away = false;
         let patience = self.options.lease * 2;
         let mut silent = Instant::now() + patience;
+        // After Goodbye the stream ends, perhaps before what was queued is done.
+        let mut leaving = false;
         loop {
-            let reading = work.has_room();
+            let reading = work.has_room() && !leaving;
             if !reading {
                 // Who is not listened to is not silent.
                 silent = Instant::now() + patience;
             }
+            let danger = reporter.renewed + self.options.lease * DANGER.0 / DANGER.1;
             tokio::select! {
                 message = self.inbound.message(), if reading => {
                     silent = Instant::now() + patience;
                     let message = message?.ok_or_else(|| Status::cancelled("the relay closed its stream"))?;
                     match message.body {
-                        Some(relay_message::Body::Load(load)) => reporter.report(&load),
+                        Some(relay_message::Body::Load(load)) => {
+                            step_back.reported(load.allocations);
+                            reporter.report(&load);
+                        }
                         Some(relay_message::Body::Records(batch)) => work.batch(batch)?,
                         Some(relay_message::Body::ResyncBegin(_)) => work.resync_begin()?,
                         Some(relay_message::Body::ResyncEnd(end)) => work.resync_end(end.batch_id)?,
-                        Some(relay_message::Body::Goodbye(_)) => work.goodbye()?,
+                        Some(relay_message::Body::Usage(batch)) => work.usage(batch, &self.node_id)?,
+                        Some(relay_message::Body::Goodbye(_)) => {
+                            work.goodbye()?;
+                            leaving = true;
+                        }
                         Some(relay_message::Body::Hello(_)) => {
                             return Err(Status::failed_precondition("a second Hello").into());
                         }
@@ -167,9 +191,20 @@ impl Joining {
                     Done::Stored { batch_id } => {
                         self.say(controller_message::Body::Ack(v1::BatchAck { batch_id })).await?;
                     }
+                    Done::Counted { batch_id } => {
+                        self.say(controller_message::Body::UsageAck(v1::UsageAck { batch_id })).await?;
+                    }
                     Done::Left => return Err(End::Left),
                 },
-                reported = reporter.next() => reported?,
+                word = guidance.next() => self.say(word).await?,
+                word = step_back.next() => self.say(word).await?,
+                reported = reporter.next() => if reported? && std::mem::take(&mut away) {
+                    self.say(store_state(false)).await?;
+                },
+                () = sleep_until(danger), if !away => {
+                    away = true;
+                    self.say(store_state(true)).await?;
+                }
                 changed = settings.changed() => {
                     changed.map_err(|_| End::Closing)?;
                     let message = settings.borrow_and_update().message.clone();
@@ -178,6 +213,7 @@ impl Joining {
                 changed = members.changed() => {
                     changed.map_err(|_| End::Closing)?;
                     let message = members.borrow_and_update().clone();
+                    self.must_be_trusted()?;
                     if message.revision > 0 {
                         self.say(controller_message::Body::Members((*message).clone())).await?;
                     }
@@ -200,12 +236,17 @@ impl Joining {
         }
     }
 
+    /// A certificate that was revoked ends its session, and begins none.
+    pub(super) fn must_be_trusted(&self) -> Result<(), Status> {
+        super::must_be_trusted(&self.fleet, &self.node_id, self.certificate.as_ref())
+    }
+
     async fn revoke(&self, id: AllocationId) -> Result<(), End> {
         let revoke = v1::RevokeAllocation { allocation_id: id.0.to_vec() };
         self.say(controller_message::Body::Revoke(revoke)).await
     }
 
-    async fn say(&self, body: controller_message::Body) -> Result<(), End> {
+    pub(super) async fn say(&self, body: controller_message::Body) -> Result<(), End> {
         let message = ControllerMessage { body: Some(body) };
         match timeout(TAKE, self.out.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
@@ -233,17 +274,27 @@ impl Joining {
     }
 }
 
+fn store_state(away: bool) -> controller_message::Body {
+    controller_message::Body::Store(v1::StoreState { away })
+}
+
 /// Stores the newest load, one at a time; a load that the store did not take is repeated until there is a newer one,
 /// because each of them renews the lease.
 struct Reporter {
     claim: Arc<Claim>,
     newest: Option<LoadRecord>,
-    reporting: Option<BoxFuture<'static, Result<Option<LoadRecord>, Lost>>>,
+    reporting: Option<BoxFuture<'static, Result<Outcome, Lost>>>,
+    /// When the lease was last renewed for sure.
+    renewed: Instant,
 }
 
+/// What became of a report: when the lease was renewed by it, and the load if it has to be repeated.
+type Outcome = (Option<Instant>, Option<LoadRecord>);
+
 impl Reporter {
+    /// The claim has just been taken, and its lease with it.
     fn new(claim: Arc<Claim>) -> Self {
-        Self { claim, newest: None, reporting: None }
+        Self { claim, newest: None, reporting: None, renewed: Instant::now() }
     }
 
     fn report(&mut self, load: &v1::Load) {
@@ -257,6 +308,12 @@ impl Reporter {
             draining: load.draining,
             suspect: false,
             reported_at: unix_ms(),
+            by_transport: load::by_transport(&load.by_transport),
+            settings_revision: load.settings_revision,
+            ends_at: load.ends_at,
+            journal_failed: load.journal_failed,
+            overloaded: load.overloaded,
+            links: load::links(&load.links),
         });
         self.begin();
     }
@@ -268,25 +325,29 @@ impl Reporter {
         let Some(load) = self.newest.take() else { return };
         let claim = self.claim.clone();
         self.reporting = Some(Box::pin(async move {
-            if claim.report(load.clone()).await? {
-                return Ok(None);
+            let begun = Instant::now();
+            let reported = claim.report(load.clone()).await?;
+            if reported == Reported::Stored {
+                return Ok((Some(begun), None));
             }
             sleep(PAUSE).await;
-            Ok(Some(load))
+            Ok(((reported == Reported::Renewed).then_some(begun), Some(load)))
         }));
     }
 
-    /// Ends when a report did. Waits for ever while there is none.
-    async fn next(&mut self) -> Result<(), Lost> {
+    /// Ends when a report did, with whether it renewed the lease. Waits for ever while there is none.
+    async fn next(&mut self) -> Result<bool, Lost> {
         let Some(reporting) = &mut self.reporting else {
             return std::future::pending().await;
         };
-        let untaken = reporting.await;
+        let outcome = reporting.await;
         self.reporting = None;
-        if let Some(load) = untaken? {
+        let (renewed, untaken) = outcome?;
+        if let Some(load) = untaken {
             self.newest.get_or_insert(load);
         }
+        self.renewed = renewed.unwrap_or(self.renewed);
         self.begin();
-        Ok(())
+        Ok(renewed.is_some())
     }
 }

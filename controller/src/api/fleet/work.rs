@@ -13,8 +13,9 @@ use turn_core::AllocationId;
 use turnpike_proto::v1;
 
 use crate::allocations::{PREFIX, key_of, parse_key, prefix_of};
-use crate::fleet::{Claim, Lost};
+use crate::fleet::{Claim, Lost, unix_ms};
 use crate::store::{MAX_OPS, MAX_PAGE, MAX_TRANSACTION, MAX_VALUE, Op, Store, StoreError};
+use crate::usage::{self, Counted};
 
 /// Work that waits while the store is away; then the relay is no longer read.
 const QUEUE: usize = 64;
@@ -30,6 +31,7 @@ type Id = [u8; 16];
 /// One thing to do.
 enum Work {
     Batch { batch_id: u64, ops: HashMap<Id, Op> },
+    Usage { batch_id: u64, counted: Vec<Counted> },
     ResyncBegin,
     ResyncEnd { batch_id: u64 },
     Goodbye,
@@ -39,6 +41,8 @@ enum Work {
 pub(super) enum Done {
     /// The store has it.
     Stored { batch_id: u64 },
+    /// The store has this usage.
+    Counted { batch_id: u64 },
     /// The relay has left.
     Left,
 }
@@ -88,6 +92,17 @@ impl Pipeline {
         self.begin()
     }
 
+    /// Queues what allocations have used.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a batch that no relay sends.
+    pub(super) fn usage(&mut self, batch: v1::UsageBatch, node_id: &str) -> Result<(), Status> {
+        let batch_id = batch.batch_id;
+        let counted = usage::read(batch, node_id, unix_ms())?;
+        self.queue.push_back(Work::Usage { batch_id, counted });
+        self.begin()
+    }
+
     /// Queues the begin of a resync.
     pub(super) fn resync_begin(&mut self) -> Result<(), Status> {
         self.queue.push_back(Work::ResyncBegin);
@@ -130,9 +145,12 @@ impl Pipeline {
     fn begin(&mut self) -> Result<(), Status> {
         while let Some(work) = self.queue.front() {
             let alone = self.writing.is_empty();
+            let has_room = !self.exclusive && self.writing.len() < PARALLEL;
             let may = match work {
-                Work::Batch { ops, .. } => {
-                    !self.exclusive && self.writing.len() < PARALLEL && ops.keys().all(|id| !self.busy.contains(id))
+                Work::Batch { ops, .. } => has_room && ops.keys().all(|id| !self.busy.contains(id)),
+                // What is said of an allocation is written in the order it was said.
+                Work::Usage { counted, .. } => {
+                    has_room && counted.iter().all(|counted| !self.busy.contains(&counted.id.0))
                 }
                 Work::ResyncBegin => true,
                 Work::ResyncEnd { .. } | Work::Goodbye => alone,
@@ -142,6 +160,7 @@ impl Pipeline {
             };
             match work {
                 Work::Batch { batch_id, ops } => self.write(batch_id, ops)?,
+                Work::Usage { batch_id, counted } => self.count(batch_id, counted),
                 Work::ResyncBegin => self.named = Some(HashSet::new()),
                 Work::ResyncEnd { batch_id } => {
                     self.exclusive = true;
@@ -163,6 +182,16 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    fn count(&mut self, batch_id: u64, counted: Vec<Counted>) {
+        let ids: Vec<Id> = counted.iter().map(|counted| counted.id.0).collect();
+        self.busy.extend(&ids);
+        let (claim, store) = (self.claim.clone(), self.store.clone());
+        self.writing.push_back(Box::pin(async move {
+            usage::book(&claim, &*store, counted).await?;
+            Ok((Done::Counted { batch_id }, ids))
+        }));
     }
 
     fn write(&mut self, batch_id: u64, ops: HashMap<Id, Op>) -> Result<(), Status> {

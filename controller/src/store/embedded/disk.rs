@@ -5,8 +5,10 @@ use std::fs::{OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
 use tokio::sync::oneshot;
@@ -21,6 +23,8 @@ const NUMBERS: TableDefinition<'static, &str, i64> = TableDefinition::new("numbe
 const REVISION: &str = "revision";
 /// Transactions that share a flush, at most.
 const BURST: usize = 1024;
+/// Between two attempts to write what could not be written.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A change of the file.
 pub(super) enum Write {
@@ -38,8 +42,8 @@ struct Job {
 pub(super) struct Disk {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    /// What went wrong once: memory is then ahead of the file, so nothing more is taken.
-    failed: Arc<Mutex<Option<String>>>,
+    /// What is wrong while memory is ahead of the file: nothing more is taken then.
+    failed: Arc<Mutex<Option<StoreError>>>,
 }
 
 impl Disk {
@@ -58,15 +62,13 @@ impl Disk {
         file.set_permissions(Permissions::from_mode(0o600))
             .map_err(|error| refuse(format!("cannot be made private ({error})")))?;
         drop(file);
-        let database = Database::builder()
-            .set_check_integrity_on_open(true)
-            .create(path)
-            .map_err(|error| refuse(explain(&error)))?;
+        let database = database(path).map_err(|error| refuse(explain(&error)))?;
         let (entries, revision) = read(&database).map_err(|error| refuse(damaged(&error)))?;
 
         let (jobs, queue) = mpsc::channel();
         let failed = Arc::new(Mutex::new(None));
-        let writer = Writer { database, path: path.to_owned(), failed: failed.clone() };
+        let writer =
+            Writer { database: Some(database), path: path.to_owned(), failed: failed.clone(), owed: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(&queue))
@@ -75,10 +77,10 @@ impl Disk {
         Ok((disk, entries, revision))
     }
 
-    /// Fails for ever once a write has failed.
+    /// Whether the file takes changes; after a failed write it does not until what is owed to it is written.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         match &*self.failed.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(reason) => Err(StoreError::Unavailable(reason.clone())),
+            Some(error) => Err(error.clone()),
             None => Ok(()),
         }
     }
@@ -108,57 +110,114 @@ impl Drop for Disk {
 }
 
 struct Writer {
-    database: Database,
+    /// `None` after a failure: it has to be opened anew.
+    database: Option<Database>,
     path: PathBuf,
-    failed: Arc<Mutex<Option<String>>>,
+    failed: Arc<Mutex<Option<StoreError>>>,
+    /// What memory has and the file has not, in order.
+    owed: Vec<(i64, Vec<Write>)>,
 }
 
 impl Writer {
-    fn run(self, queue: &mpsc::Receiver<Job>) {
-        while let Ok(first) = queue.recv() {
-            let mut burst = vec![first];
-            burst.extend(queue.try_iter().take(BURST - 1));
-            let result = self.flush(&burst);
-            for job in burst {
+    fn run(mut self, queue: &mpsc::Receiver<Job>) {
+        loop {
+            let first = if self.owed.is_empty() {
+                queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                queue.recv_timeout(RETRY)
+            };
+            let mut waiting = Vec::new();
+            match first {
+                Ok(first) => {
+                    for job in std::iter::once(first).chain(queue.try_iter().take(BURST - 1)) {
+                        self.owed.push((job.revision, job.writes));
+                        waiting.push(job.done);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    if !self.owed.is_empty() && self.flush().is_err() {
+                        tracing::error!(changes = self.owed.len(), "the store ends without its last changes");
+                    }
+                    return;
+                }
+            }
+            let result = self.flush();
+            for done in waiting {
                 // A caller that no longer waits is fine.
-                let _ = job.done.send(result.clone());
+                let _ = done.send(result.clone());
             }
         }
     }
 
-    fn flush(&self, burst: &[Job]) -> Result<(), StoreError> {
+    /// Writes what is owed. While that fails, nothing more is taken; what was taken is written when it no longer does.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        let result = self.write();
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.is_none()
-            && let Err(error) = write(&self.database, burst)
-        {
-            let reason = format!("{}: cannot be written ({error}); make room and start again", self.path.display());
-            tracing::error!(reason, "the store takes no more changes");
-            *failed = Some(reason);
+        match result {
+            Ok(()) => {
+                self.owed.clear();
+                if failed.take().is_some() {
+                    tracing::info!("the store takes changes again");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // redb takes nothing more after a failure.
+                self.database = None;
+                let reason = format!(
+                    "{} cannot be written ({error}); make room on its disk, then it goes on by itself",
+                    self.path.display()
+                );
+                if failed.is_none() {
+                    tracing::error!(reason, "the store takes no more changes");
+                }
+                *failed = Some(if is_full(&error) {
+                    StoreError::Full(reason.clone())
+                } else {
+                    StoreError::Unavailable(reason.clone())
+                });
+                // It is in memory already, and will be in the file.
+                Err(StoreError::Unavailable(reason))
+            }
         }
-        match &*failed {
-            Some(reason) => Err(StoreError::Unavailable(reason.clone())),
-            None => Ok(()),
-        }
+    }
+
+    fn write(&mut self) -> Result<(), Box<redb::Error>> {
+        let database = match &mut self.database {
+            Some(database) => database,
+            None => self.database.insert(database(&self.path).map_err(boxed)?),
+        };
+        write(database, &self.owed)
     }
 }
 
-fn write(database: &Database, burst: &[Job]) -> Result<(), Box<redb::Error>> {
+fn database(path: &Path) -> Result<Database, DatabaseError> {
+    Database::builder().set_check_integrity_on_open(true).create(path)
+}
+
+fn is_full(error: &redb::Error) -> bool {
+    matches!(error, redb::Error::Io(error)
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge))
+}
+
+fn write(database: &Database, owed: &[(i64, Vec<Write>)]) -> Result<(), Box<redb::Error>> {
     let transaction = database.begin_write().map_err(boxed)?;
     {
         let mut entries = transaction.open_table(ENTRIES).map_err(boxed)?;
         let mut numbers = transaction.open_table(NUMBERS).map_err(boxed)?;
-        for job in burst {
-            for write in &job.writes {
+        for (revision, writes) in owed {
+            for write in writes {
                 match write {
                     Write::Put(key, value) => {
-                        entries.insert(key.as_str(), (job.revision, value.as_slice())).map_err(boxed)?;
+                        entries.insert(key.as_str(), (*revision, value.as_slice())).map_err(boxed)?;
                     }
                     Write::Delete(key) => {
                         entries.remove(key.as_str()).map_err(boxed)?;
                     }
                 }
             }
-            numbers.insert(REVISION, job.revision).map_err(boxed)?;
+            numbers.insert(REVISION, *revision).map_err(boxed)?;
         }
     }
     transaction.commit().map_err(boxed)

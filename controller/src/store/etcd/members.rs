@@ -19,6 +19,9 @@ pub(super) const ATTEMPT: (Duration, Duration) = (Duration::from_secs(2), Durati
 /// First pause between attempts; doubles up to the second one.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(400));
 
+/// What it means when etcd says so.
+pub(super) const NO_LEADER: &str = "etcd has no leader: are most of its members running and in reach of each other?";
+
 /// The members, connected to when they are first used.
 pub(super) struct Members {
     members: Vec<Member>,
@@ -187,15 +190,51 @@ fn fault(error: &Error) -> Fault {
         Error::TransportError(error) => chain(error),
         other => other.to_string(),
     };
-    let lease_ended = text.contains("requested lease not found");
-    let error = if lease_ended {
-        StoreError::LeaseEnded
-    } else if passing || text.contains("database space exceeded") {
+    let error = if text.contains("requested lease not found") {
+        return Fault { error: StoreError::LeaseEnded, passing: false, applied };
+    } else if text.contains("database space exceeded") {
+        full(&text)
+    } else if is_denial(error, &text) {
+        StoreError::Denied(format!(
+            "{text}; give its user readwrite on store.prefix, or correct store.user and store.password"
+        ))
+    } else if text == "etcdserver: no leader" {
+        StoreError::Unavailable(NO_LEADER.to_owned())
+    } else if passing {
         StoreError::Unavailable(text)
     } else {
         StoreError::Refused(text)
     };
-    Fault { error, passing: passing && !lease_ended, applied }
+    Fault { error, passing, applied }
+}
+
+/// What a member's own complaints mean: its alarms, or that it has no leader.
+pub(super) fn complaint(text: &str) -> StoreError {
+    if text.contains("NOSPACE") {
+        full("alarm NOSPACE")
+    } else if text.contains("no leader") {
+        StoreError::Unavailable(NO_LEADER.to_owned())
+    } else {
+        StoreError::Unavailable(format!("etcd says: {text}"))
+    }
+}
+
+fn full(text: &str) -> StoreError {
+    StoreError::Full(format!(
+        "etcd has used up its --quota-backend-bytes ({text}); compact and defragment it, or raise the quota, then run \
+         'etcdctl alarm disarm'"
+    ))
+}
+
+/// Whether credentials or permissions are wrong, however etcd codes it.
+fn is_denial(error: &Error, text: &str) -> bool {
+    let Error::GRpcStatus(status) = error else {
+        return false;
+    };
+    matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated)
+        || ["authentication failed", "user name is empty", "invalid auth token", "authentication is not enabled"]
+            .iter()
+            .any(|known| text.contains(known))
 }
 
 /// Whether a status is of the passing kind, and whether its call may have had an effect.
@@ -204,6 +243,9 @@ fn judge(status: &tonic::Status) -> (bool, Applied) {
     match status.code() {
         Code::Unavailable if never_sent(status) || text == "etcdserver: no leader" => (true, Applied::No),
         Code::ResourceExhausted if text == "etcdserver: too many requests" => (true, Applied::No),
+        // The client fetches a token anew for the next attempt; roles that change meanwhile are looked at again.
+        Code::Unauthenticated => (true, Applied::No),
+        Code::InvalidArgument if text == "etcdserver: revision of auth store is old" => (true, Applied::No),
         // A broken connection is Unknown, Internal or Cancelled, by where it broke.
         Code::Unavailable
         | Code::DeadlineExceeded

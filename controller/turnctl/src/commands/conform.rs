@@ -304,7 +304,7 @@ fn target(args: &ServerArgs) -> Result<Target> {
 }
 
 /// The address this machine sends from.
-fn route(from: IpAddr, server: SocketAddr) -> Result<IpAddr> {
+pub(super) fn route(from: IpAddr, server: SocketAddr) -> Result<IpAddr> {
     let local = || -> std::io::Result<IpAddr> {
         let socket = UdpSocket::bind((from, 0))?;
         socket.connect(server)?;
@@ -314,7 +314,7 @@ fn route(from: IpAddr, server: SocketAddr) -> Result<IpAddr> {
 }
 
 /// Another address of loopback: the whole network is this machine's.
-fn beside(ip: IpAddr, distance: u32) -> Option<IpAddr> {
+pub(super) fn beside(ip: IpAddr, distance: u32) -> Option<IpAddr> {
     match ip {
         IpAddr::V4(ip) if ip.is_loopback() => Some(Ipv4Addr::from_bits(ip.to_bits() ^ distance).into()),
         _ => None,

@@ -1,5 +1,6 @@
 //! `turnctl discover`, `turnctl credentials`: what a client of the cluster would be given.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -33,6 +34,12 @@ pub(crate) struct DiscoverArgs {
     /// Life of the credentials (1h, 90s)
     #[arg(long, value_parser = units::parse_span, value_name = "TIME")]
     ttl: Option<Duration>,
+    /// IP of the client: its network decides which relays are near
+    #[arg(long, value_name = "ADDR")]
+    client: Option<IpAddr>,
+    /// Name of the call: its ends get one relay, or the cheapest pair
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    session: String,
 }
 
 const DISCOVER_EXAMPLES: &str = "\
@@ -84,6 +91,9 @@ pub(crate) async fn run(args: &DiscoverArgs, connection: &ConnectionOptions, out
         user: args.user.0.clone(),
         limit: args.limit,
         ttl_seconds: seconds(args.ttl)?,
+        client: args.client.map(|client| client.to_string()).unwrap_or_default(),
+        session: args.session.clone().into_bytes(),
+        home: String::new(),
     };
     let answer = ask(&connection.connect().await?, request).await?;
     output.show(&DiscoverView::from(answer))
@@ -216,6 +226,7 @@ mod tests {
                 region: "eu".into(),
                 uris: vec!["turn:192.0.2.1:3478?transport=udp".into(), "turn:192.0.2.1:3478?transport=tcp".into()],
                 distance_ms: 12,
+                ..Relay::default()
             }],
             credential: Some(Credential {
                 username: b"1700003600:alice".to_vec(),

@@ -9,15 +9,25 @@ use crate::failure::Result;
 use crate::output::{Output, View};
 
 pub(crate) mod allocations;
+pub(crate) mod backbone;
+pub(crate) mod bench;
 pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod conform;
 pub(crate) mod context;
 pub(crate) mod discover;
+pub(crate) mod drain;
 pub(crate) mod events;
+pub(crate) mod explain;
+pub(crate) mod import;
+pub(crate) mod keys;
+pub(crate) mod nat;
+pub(crate) mod netcheck;
 pub(crate) mod nodes;
 pub(crate) mod probe;
+pub(crate) mod revoke;
 pub(crate) mod status;
+pub(crate) mod usage;
 pub(crate) mod version;
 
 /// How often a watched view is fetched anew: relays report each second.

@@ -1,10 +1,14 @@
 //! `turnctl nodes`, `turnctl regions`: the relays and where they are.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde::Serialize;
 use turnpike_proto::v1::admin_client::AdminClient;
 use turnpike_proto::v1::steering_client::SteeringClient;
-use turnpike_proto::v1::{ListNodesRequest, Node, NodeState, Region, RegionsRequest};
+use turnpike_proto::v1::{
+    ListNodesRequest, Node, NodeDrain, NodeState, Region, RegionsRequest, Transport, TransportAllocations,
+};
 
 use super::{transport_name, watch};
 use crate::connection::{Cluster, ConnectionOptions};
@@ -28,7 +32,7 @@ const NODES_EXAMPLES: &str = "\
 Examples:
   turnctl nodes                   all relays
   turnctl nodes --region eu -w    those of one region, as they change
-  turnctl nodes -o wide           with listeners, versions and totals";
+  turnctl nodes -o wide           with clients by transport, drains, versions";
 
 /// Show the regions with their relays and allocations
 #[derive(Args, Debug)]
@@ -79,7 +83,9 @@ pub(crate) struct NodeView {
     public_host: String,
     epoch: u64,
     workers: u32,
-    load: LoadView,
+    pub(crate) load: LoadView,
+    /// Told to drain by an operator.
+    pub(crate) drain: Option<DrainView>,
     registered_at: Option<String>,
     last_report_at: Option<String>,
     #[serde(skip)]
@@ -95,13 +101,75 @@ struct ListenerView {
 }
 
 #[derive(Debug, Serialize)]
-struct LoadView {
-    allocations: u64,
+pub(crate) struct LoadView {
+    pub(crate) allocations: u64,
+    pub(crate) by_transport: ByTransport,
     busiest_worker_permille: u32,
     bytes_per_second: u64,
     packets: u64,
     bytes: u64,
     dropped: u64,
+    /// As the relay says of itself.
+    pub(crate) draining: bool,
+    overloaded: bool,
+    /// Its records are in the store alone.
+    pub(crate) journal_failed: bool,
+    /// 0 if it does not say.
+    settings_revision: u64,
+    /// When it ends itself, because it was told to stop.
+    ends_at: Option<String>,
+    #[serde(skip)]
+    ends_at_ms: u64,
+}
+
+/// Allocations by the transport of their clients; all 0 where a relay does not say.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub(crate) struct ByTransport {
+    udp: u64,
+    tcp: u64,
+    tls: u64,
+    dtls: u64,
+}
+
+impl ByTransport {
+    fn new(counts: &[TransportAllocations]) -> Self {
+        let of = |transport: Transport| {
+            let counts = counts.iter().filter(|count| count.transport() == transport);
+            counts.fold(0_u64, |sum, count| sum.saturating_add(count.allocations))
+        };
+        Self { udp: of(Transport::Udp), tcp: of(Transport::Tcp), tls: of(Transport::Tls), dtls: of(Transport::Dtls) }
+    }
+
+    /// `udp 9, tls 3`; `None` for none at all.
+    pub(crate) fn text(&self) -> Option<String> {
+        let counts = [("udp", self.udp), ("tcp", self.tcp), ("tls", self.tls), ("dtls", self.dtls)];
+        let counts = counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {count}"));
+        Some(counts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
+    }
+}
+
+/// An operator's word that a relay shall get empty.
+#[derive(Debug, Serialize)]
+pub(crate) struct DrainView {
+    since: Option<String>,
+    deadline: Option<String>,
+    by: String,
+    #[serde(skip)]
+    since_ms: u64,
+    #[serde(skip)]
+    deadline_ms: u64,
+}
+
+impl From<NodeDrain> for DrainView {
+    fn from(drain: NodeDrain) -> Self {
+        Self {
+            since: units::timestamp(drain.since),
+            deadline: units::timestamp(drain.deadline),
+            by: drain.by,
+            since_ms: drain.since,
+            deadline_ms: drain.deadline,
+        }
+    }
 }
 
 /// State of a relay in the controller's eyes.
@@ -112,6 +180,7 @@ pub(crate) enum State {
     Draining,
     Overloaded,
     Suspect,
+    Standby,
     Unknown,
 }
 
@@ -122,6 +191,7 @@ impl State {
             Self::Draining => Cell::toned("draining", Tone::Attention),
             Self::Overloaded => Cell::toned("overloaded", Tone::Attention),
             Self::Suspect => Cell::toned("suspect", Tone::Bad),
+            Self::Standby => Cell::toned("standby", Tone::Good),
             Self::Unknown => Cell::toned("unknown", Tone::Attention),
         }
     }
@@ -134,6 +204,7 @@ impl From<Node> for NodeView {
             NodeState::Draining => State::Draining,
             NodeState::Overloaded => State::Overloaded,
             NodeState::Suspect => State::Suspect,
+            NodeState::Standby => State::Standby,
             NodeState::Unspecified => State::Unknown,
         };
         let load = node.load.unwrap_or_default();
@@ -154,12 +225,20 @@ impl From<Node> for NodeView {
             workers: node.workers,
             load: LoadView {
                 allocations: load.allocations,
+                by_transport: ByTransport::new(&load.by_transport),
+                draining: load.draining,
+                overloaded: load.overloaded,
+                journal_failed: load.journal_failed,
+                settings_revision: load.settings_revision,
+                ends_at: units::timestamp(load.ends_at),
+                ends_at_ms: load.ends_at,
                 busiest_worker_permille: load.busiest_worker_permille,
                 bytes_per_second: load.bytes_per_second,
                 packets: load.packets,
                 bytes: load.bytes,
                 dropped: load.dropped,
             },
+            drain: node.drain.map(DrainView::from),
             registered_at: units::timestamp(node.registered_at),
             last_report_at: units::timestamp(node.last_report_at),
             registered_at_ms: node.registered_at,
@@ -176,6 +255,7 @@ impl View for NodesView {
     fn blocks(&self, wide: bool, now_ms: u64) -> Vec<Block> {
         let mut head = vec!["NODE", "REGION", "STATE", "ADDRESS", "ALLOCATIONS", "CPU", "TRAFFIC", "EPOCH", "AGE"];
         if wide {
+            head.extend(["CLIENTS", "DRAINING", "DEADLINE", "SETTINGS"]);
             head.extend(["ZONE", "VERSION", "WORKERS", "PACKETS", "BYTES", "DROPPED", "REPORT", "HOST", "LISTENERS"]);
         }
         let rows = self.nodes.iter().map(|node| node.row(wide, now_ms)).collect();
@@ -201,6 +281,10 @@ impl NodeView {
             let listeners: Vec<_> =
                 self.listeners.iter().map(|it| format!("{}/{}", it.address, it.transport)).collect();
             row.extend([
+                Cell::from(load.by_transport.text().unwrap_or_default()),
+                Cell::from(self.drain.as_ref().map_or_else(String::new, |drain| units::age(drain.since_ms, now_ms))),
+                self.deadline(now_ms),
+                Cell::from(if load.settings_revision > 0 { load.settings_revision.to_string() } else { String::new() }),
                 Cell::from(&self.zone),
                 Cell::from(&self.version),
                 Cell::from(self.workers.to_string()),
@@ -213,6 +297,24 @@ impl NodeView {
             ]);
         }
         row
+    }
+}
+
+impl NodeView {
+    /// By when it shall be empty, or ends itself.
+    fn deadline(&self, now_ms: u64) -> Cell {
+        let deadline_ms = self.drain.as_ref().map_or(0, |drain| drain.deadline_ms);
+        match (self.load.ends_at_ms, deadline_ms) {
+            (0, 0) => Cell::from(""),
+            (0, past) if past <= now_ms => {
+                let tone = if self.load.allocations > 0 { Tone::Bad } else { Tone::Plain };
+                Cell::toned(format!("{} ago", units::age(past, now_ms)), tone)
+            }
+            (0, deadline) => Cell::from(format!("in {}", units::left(deadline, now_ms))),
+            (ends, _) => {
+                Cell::from(format!("ends in {}", units::span(Duration::from_millis(ends.saturating_sub(now_ms)))))
+            }
+        }
     }
 }
 

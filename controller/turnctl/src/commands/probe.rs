@@ -89,6 +89,7 @@ async fn discovered(args: &ProbeArgs, connection: &ConnectionOptions, output: Ou
         user: b"turnctl-probe".to_vec(),
         limit: args.relays,
         ttl_seconds: 600,
+        ..DiscoverRequest::default()
     };
     let answer = discover::ask(&cluster, request).await?;
     let credential = answer.credential.ok_or_else(|| Failure::failed("discovery gave no credentials"))?;

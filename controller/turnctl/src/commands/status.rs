@@ -150,8 +150,11 @@ fn problems(status: &StatusResponse, nodes: &NodesView, now_ms: u64) -> Vec<Prob
         problems.push(Problem { severity, message, hint: Some(hint.into()) });
     };
     if !status.store_healthy {
-        let message = format!("the {} store does not answer", status.store);
-        let hint = "calls go on; look at the store and the controller's log before relays must restart";
+        let hint = "calls go on, discovery answers from memory; mend the store before relays have to move";
+        let message = match status.store_problem.as_str() {
+            "" => format!("the {} store does not answer", status.store),
+            problem => problem.to_owned(),
+        };
         add(Severity::Error, message, hint);
     }
     if nodes.nodes.is_empty() {
@@ -162,10 +165,20 @@ fn problems(status: &StatusResponse, nodes: &NodesView, now_ms: u64) -> Vec<Prob
     for node in &nodes.nodes {
         let ready = ready_in.entry(&node.region).or_default();
         let id = &node.node_id;
+        if node.load.journal_failed {
+            let hint = "make room in its state_dir; until then its records are in the store alone";
+            add(Severity::Warning, format!("relay {id} cannot write its journal"), hint);
+        }
         match node.state {
             State::Ready => *ready += 1,
+            // As it should be: the owner of its address is in this list too.
+            State::Standby => {}
             State::Draining => {
-                add(Severity::Warning, format!("relay {id} is draining"), "no action; it takes no new calls");
+                add(
+                    Severity::Warning,
+                    format!("relay {id} is draining"),
+                    "'turnctl nodes -o wide' shows what is left, 'turnctl uncordon' ends it",
+                );
             }
             State::Overloaded => {
                 let hint = "add a relay to its region, or raise its limits";
@@ -200,7 +213,7 @@ impl View for StatusView {
         let uptime = units::span(Duration::from_secs(self.controller.uptime_seconds));
         let store = format!("{} {}", self.store.kind, self.store.version);
         let good = |good, text: String| Cell::toned(text, if good { Tone::Good } else { Tone::Bad });
-        let store_health = if self.store.healthy { "answers" } else { "does not answer" };
+        let store_health = if self.store.healthy { "answers" } else { "not healthy" };
         let regions = match self.regions {
             1 => "1 region".into(),
             several => format!("{several} regions"),
@@ -297,7 +310,7 @@ Allocations   12
         let problems = table.split_once("\n\n").expect("problems").1;
         let expected = "\
 x the embedded store does not answer
-  -> calls go on; look at the store and the controller's log before relays must restart
+  -> calls go on, discovery answers from memory; mend the store before relays have to move
 x relay us-1 is suspect: no session
   -> last report 4s ago; look at its process and at its way to the controllers
 x region eu has no ready relay
@@ -305,7 +318,7 @@ x region eu has no ready relay
 x region us has no ready relay
   -> its clients are sent to other regions; bring a relay back or add one
 ! relay eu-1 is draining
-  -> no action; it takes no new calls
+  -> 'turnctl nodes -o wide' shows what is left, 'turnctl uncordon' ends it
 ! something else
 ";
         assert_eq!(problems, expected);

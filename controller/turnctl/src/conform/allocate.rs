@@ -8,6 +8,7 @@ use super::check::{Check, On, Step, expect, fail, must, not_applicable, not_offe
 use super::client::expect_code;
 use super::craft::{ALLOCATE, Craft, UDP};
 use super::lab::Lab;
+use super::refresh::expect_lifetime;
 use super::stun::unknown_types;
 
 /// EVEN-PORT with and without the R bit.
@@ -194,10 +195,7 @@ fn five(lab: &Lab<'_>) -> Step {
 
 fn lifetime(lab: &Lab<'_>, asked: Option<u32>, least: u32, most: u32) -> Step {
     let mut client = lab.client()?;
-    let request = lab.allocate();
-    let request = asked.map_or(request.clone(), |seconds| request.word(A::LIFETIME, seconds));
-    let granted = client.allocate(request)?.word(A::LIFETIME);
-    expect(granted.is_some_and(|granted| (least..=most).contains(&granted)), || format!("LIFETIME {granted:?}"))
+    expect_lifetime(lab.allocate(), asked, least..=most, |request| client.allocate(request))
 }
 
 fn even_port(lab: &Lab<'_>) -> Step {

@@ -1,5 +1,7 @@
 //! RFC 8656 §8: refreshing and deleting.
 
+use std::ops::RangeInclusive;
+
 use turn_core::wire::AttributeType as A;
 
 use super::allocate::{IPV4, IPV6};
@@ -7,6 +9,7 @@ use super::check::{Check, On, Step, expect, fail, must, should};
 use super::client::expect_code;
 use super::craft::{Craft, REFRESH};
 use super::lab::Lab;
+use super::reply::Reply;
 
 pub(super) const CHECKS: &[Check] = &[
     must("refresh", "RFC 8656 §8.2", "Refresh succeeds and says the LIFETIME", |lab| {
@@ -34,10 +37,22 @@ pub(super) const CHECKS: &[Check] = &[
 
 fn granted(lab: &Lab<'_>, asked: Option<u32>, least: u32, most: u32) -> Step {
     let mut client = lab.allocation()?;
-    let request = Craft::request(REFRESH);
-    let request = asked.map_or(request.clone(), |seconds| request.word(A::LIFETIME, seconds));
-    let granted = client.expect(0, request)?.word(A::LIFETIME);
-    expect(granted.is_some_and(|granted| (least..=most).contains(&granted)), || format!("LIFETIME {granted:?}"))
+    expect_lifetime(Craft::request(REFRESH), asked, least..=most, |request| client.expect(0, request))
+}
+
+/// The answer to `request`, with a LIFETIME where one is `asked` for, grants one within `bounds`.
+pub(super) fn expect_lifetime(
+    request: Craft,
+    asked: Option<u32>,
+    bounds: RangeInclusive<u32>,
+    ask: impl FnOnce(Craft) -> Step<Reply>,
+) -> Step {
+    let request = match asked {
+        Some(seconds) => request.word(A::LIFETIME, seconds),
+        None => request,
+    };
+    let granted = ask(request)?.word(A::LIFETIME);
+    expect(granted.is_some_and(|granted| bounds.contains(&granted)), || format!("LIFETIME {granted:?}"))
 }
 
 fn delete(lab: &Lab<'_>) -> Step {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use tempfile::TempDir;
@@ -16,10 +16,15 @@ use turnctl::pki::{Ca, Identity, create_ca};
 use turnpike_proto::v1::admin_server::{Admin, AdminServer};
 use turnpike_proto::v1::steering_server::{Steering, SteeringServer};
 use turnpike_proto::v1::{
-    Allocation, Credential, CredentialsRequest, DiscoverRequest, DiscoverResponse, Event, EventsRequest,
-    GetAllocationRequest, ListAllocationsRequest, ListAllocationsResponse, ListNodesRequest, ListNodesResponse, Node,
-    NodeState, RegionsRequest, RegionsResponse, RevokeAllocationRequest, RevokeAllocationResponse, StatusRequest,
-    StatusResponse,
+    Allocation, AllocationUsage, CordonedNode, Credential, CredentialsRequest, DiscoverRequest, DiscoverResponse,
+    DrainNodesRequest, DrainNodesResponse, Event, EventsRequest, ExplainRequest, ExplainResponse, GetAllocationRequest,
+    Key, KeyState, ListAllocationsRequest, ListAllocationsResponse, ListKeysRequest, ListKeysResponse,
+    ListLinksRequest, ListLinksResponse, ListNodesRequest, ListNodesResponse, ListUsageRequest, ListUsageResponse,
+    NetcheckTarget, NetcheckTargetsRequest, NetcheckTargetsResponse, Node, NodeDrain, NodeState, RegionsRequest,
+    RegionsResponse, ReinstateRelayRequest, ReinstateRelayResponse, RelaySettings, ReportNetcheckRequest,
+    ReportNetcheckResponse, RetireKeyRequest, RetireKeyResponse, RevokeAllocationRequest, RevokeAllocationResponse,
+    RevokeRelayRequest, RevokeRelayResponse, RevokedRelay, RotateKeysRequest, RotateKeysResponse, StatusRequest,
+    StatusResponse, UncordonNodesRequest, UncordonNodesResponse, WatchRequest, WatchResponse,
 };
 
 /// What the controller answers with.
@@ -35,6 +40,13 @@ pub(crate) struct World {
     /// What was asked for, for the test to look at.
     pub(crate) discover_requests: Vec<DiscoverRequest>,
     pub(crate) pages: usize,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) relay_revision: u64,
+    pub(crate) rotations: Vec<RotateKeysRequest>,
+    pub(crate) usage: Vec<AllocationUsage>,
+    pub(crate) links: ListLinksResponse,
+    pub(crate) targets: Vec<NetcheckTarget>,
+    pub(crate) reported: Vec<ReportNetcheckRequest>,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -185,6 +197,13 @@ impl Admin for Answers {
         found.map(Response::new).ok_or_else(|| Status::not_found(format!("no allocation {id}")))
     }
 
+    async fn list_usage(&self, request: Request<ListUsageRequest>) -> Result<Response<ListUsageResponse>, Status> {
+        let request = request.into_inner();
+        let matching = |usage: &&AllocationUsage| request.user.is_empty() || usage.username == request.user;
+        let usage = self.world().usage.iter().filter(matching).cloned().collect();
+        Ok(Response::new(ListUsageResponse { usage, next_page_token: String::new() }))
+    }
+
     type EventsStream = tokio_stream::wrappers::ReceiverStream<Result<Event, Status>>;
 
     async fn events(&self, _: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
@@ -207,6 +226,109 @@ impl Admin for Answers {
     ) -> Result<Response<RevokeAllocationResponse>, Status> {
         Err(Status::permission_denied("this needs role operator"))
     }
+
+    async fn drain_nodes(&self, request: Request<DrainNodesRequest>) -> Result<Response<DrainNodesResponse>, Status> {
+        let request = request.into_inner();
+        let mut world = self.world();
+        let ready = |node: &&Node| node.state() == NodeState::Ready && !request.node_ids.contains(&node.node_id);
+        if !request.force && world.nodes.iter().filter(ready).count() == 0 {
+            return Err(Status::failed_precondition("the cluster would have no ready relay left"));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let deadline = match request.deadline_seconds {
+            0 => 0,
+            seconds => now + u64::from(seconds) * 1000,
+        };
+        let drain = NodeDrain { since: now, deadline, by: "admin/me".into() };
+        let mut nodes = Vec::new();
+        for node_id in &request.node_ids {
+            let node = world.nodes.iter_mut().find(|node| node.node_id == *node_id);
+            let absent = node.is_none();
+            let before = node.and_then(|node| {
+                node.state = NodeState::Draining as i32;
+                node.drain.replace(drain.clone())
+            });
+            let drain = Some(drain.clone());
+            nodes.push(CordonedNode { node_id: node_id.clone(), unchanged: before.is_some(), absent, drain });
+        }
+        Ok(Response::new(DrainNodesResponse { nodes }))
+    }
+
+    async fn list_keys(&self, _: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
+        let mut world = self.world();
+        let answer = ListKeysResponse {
+            keys: world.keys.clone(),
+            revision: 7,
+            relays: vec![RelaySettings { node_id: "eu-1".into(), revision: world.relay_revision }],
+        };
+        // What is being made known is the newest, and known, the next time somebody looks.
+        world.keys.retain(|key| key.state() != KeyState::Newest || key.id != 0);
+        world.keys.iter_mut().for_each(|key| key.state = KeyState::Newest.into());
+        world.relay_revision = 7;
+        Ok(Response::new(answer))
+    }
+
+    async fn rotate_keys(&self, request: Request<RotateKeysRequest>) -> Result<Response<RotateKeysResponse>, Status> {
+        let request = request.into_inner();
+        let mut world = self.world();
+        let next = Key { ring: 2, id: 1, state: KeyState::Next.into(), ..Key::default() };
+        world.keys.push(next);
+        let configured = if request.rings.is_empty() { vec![1] } else { Vec::new() };
+        world.rotations.push(request);
+        Ok(Response::new(RotateKeysResponse { keys: vec![next], revision: 6, configured }))
+    }
+
+    async fn retire_key(&self, request: Request<RetireKeyRequest>) -> Result<Response<RetireKeyResponse>, Status> {
+        match request.into_inner().id {
+            3 => Ok(Response::new(RetireKeyResponse {})),
+            id => Err(Status::not_found(format!("the rest ring has no key {id}"))),
+        }
+    }
+
+    async fn list_links(&self, _: Request<ListLinksRequest>) -> Result<Response<ListLinksResponse>, Status> {
+        Ok(Response::new(self.world().links.clone()))
+    }
+
+    async fn revoke_relay(
+        &self,
+        request: Request<RevokeRelayRequest>,
+    ) -> Result<Response<RevokeRelayResponse>, Status> {
+        let RevokeRelayRequest { node_id, serial } = request.into_inner();
+        let mut world = self.world();
+        let unchanged = world.links.revoked.iter().any(|revoked| revoked.node_id == node_id);
+        let serials = if serial.is_empty() { Vec::new() } else { vec![serial] };
+        world.links.revoked.push(RevokedRelay { node_id, serials, by: "admin/me".into(), ..RevokedRelay::default() });
+        Ok(Response::new(RevokeRelayResponse { unchanged }))
+    }
+
+    async fn reinstate_relay(
+        &self,
+        request: Request<ReinstateRelayRequest>,
+    ) -> Result<Response<ReinstateRelayResponse>, Status> {
+        let node_id = request.into_inner().node_id;
+        let mut world = self.world();
+        let before = world.links.revoked.len();
+        world.links.revoked.retain(|revoked| revoked.node_id != node_id);
+        Ok(Response::new(ReinstateRelayResponse { unchanged: world.links.revoked.len() == before }))
+    }
+
+    async fn uncordon_nodes(
+        &self,
+        request: Request<UncordonNodesRequest>,
+    ) -> Result<Response<UncordonNodesResponse>, Status> {
+        let mut world = self.world();
+        let mut nodes = Vec::new();
+        for node_id in request.into_inner().node_ids {
+            let node = world.nodes.iter_mut().find(|node| node.node_id == node_id);
+            let Some(node) = node else {
+                return Err(Status::not_found(format!("there is no relay {node_id}")));
+            };
+            node.state = NodeState::Ready as i32;
+            let unchanged = node.drain.take().is_none();
+            nodes.push(CordonedNode { node_id, unchanged, ..CordonedNode::default() });
+        }
+        Ok(Response::new(UncordonNodesResponse { nodes }))
+    }
 }
 
 #[tonic::async_trait]
@@ -223,5 +345,34 @@ impl Steering for Answers {
 
     async fn regions(&self, _: Request<RegionsRequest>) -> Result<Response<RegionsResponse>, Status> {
         Ok(Response::new(RegionsResponse::default()))
+    }
+
+    async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let refusal = "no relay can be offered: of 1 known, 1 draining".into();
+        Ok(Response::new(ExplainResponse { refusal, ..ExplainResponse::default() }))
+    }
+
+    async fn netcheck_targets(
+        &self,
+        _: Request<NetcheckTargetsRequest>,
+    ) -> Result<Response<NetcheckTargetsResponse>, Status> {
+        let (targets, client) = (self.world().targets.clone(), "203.0.113.7".into());
+        Ok(Response::new(NetcheckTargetsResponse { targets, client }))
+    }
+
+    async fn report_netcheck(
+        &self,
+        request: Request<ReportNetcheckRequest>,
+    ) -> Result<Response<ReportNetcheckResponse>, Status> {
+        let reported = request.into_inner();
+        let taken = reported.regions.len() as u32;
+        self.world().reported.push(reported);
+        Ok(Response::new(ReportNetcheckResponse { taken }))
+    }
+
+    type WatchStream = tokio_stream::wrappers::ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::resource_exhausted("there are as many watchers as there may be"))
     }
 }

@@ -25,6 +25,10 @@ fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
         expires_at,
         family_expires_at: Vec::new(),
         mobility: None,
+        proxy: None,
+        transaction_id: None,
+        address_error: None,
+        reservation: None,
         permissions: Vec::new(),
         channels: Vec::new(),
     }

@@ -8,14 +8,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::{Key, KeyRing, StaticUser, Transport};
 
 use super::*;
 use crate::dataplane::worker::Command;
-use crate::dataplane::{Dataplane, DtlsLimits, RelayIp, listen};
-use crate::journal::Journal;
+use crate::dataplane::{Beginning, Dataplane, DtlsLimits, RelayIp, listen};
+use crate::journal::{Ends, Journal, Succession};
 use crate::sys::epoll::Readiness;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,16 +28,21 @@ fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
         listen: vec![listen(Transport::Udp), listen(Transport::Tcp)],
         nat_discovery: None,
         relay_ips: vec![RelayIp { bound: ip, advertised: ip }],
+        relayed: crate::dataplane::RelayedMode::Sockets,
         relay_ports: 20_000..=29_999,
         relay_address: ip,
         epoch: 1,
         journal: journal.into(),
+        usage: journal.join("usage"),
+        has_store: false,
         max_allocations: 0,
         user_quota: 0,
         stream_send_cap: 10_000,
         max_connections: 10,
         streams: crate::dataplane::StreamConfig::default(),
         dtls_limits: DtlsLimits::default(),
+        moves: false,
+        public_ports: true,
     }
 }
 
@@ -75,7 +80,7 @@ fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
 
 /// The first worker of a configuration, not running. The rest keeps its channels open.
 fn first_worker(config: &DataplaneConfig) -> Result<(Setup, SocketAddr, Starting)> {
-    let mut listeners = listen::open(&config.listen, config.workers)?;
+    let mut listeners = listen::open(&config.listen, config.workers, false)?;
     let address = listeners[0][0].address;
     let (changes, _) = tokio::sync::mpsc::channel(1);
     let mut starting = Starting::new(config, &listeners[0], changes)?;
@@ -89,22 +94,27 @@ fn packets_that_land_wrong_cross_to_their_worker_and_back() -> Result<()> {
     const CLIENTS: u64 = 30;
     let directory = tempfile::tempdir()?;
     let config = config("127.1.3.1", 3, directory.path());
-    let mut listeners = listen::open(&config.listen, config.workers)?;
+    let mut listeners = listen::open(&config.listen, config.workers, false)?;
     let listen = addresses(&listeners[0]);
     let (changes, _receiver) = tokio::sync::mpsc::channel(1);
     let mut starting = Starting::new(&config, &listeners[0], changes)?;
-    let succession = Arc::new(Succession::begin(&config.journal)?);
     listeners.rotate_left(1);
     for listeners in listeners {
-        starting.spawn(&config, &settings(), listeners, Vec::new(), &succession)?;
+        starting.spawn(&config, &settings(), listeners)?;
     }
     let dataplane = Dataplane {
         workers: std::mem::take(&mut starting.handles),
         listen,
+        journal: config.journal.clone(),
+        ends: Arc::new(Ends::new(false)),
         registry: Arc::clone(&starting.registry),
+        routes: Arc::clone(&starting.routes),
         overflow: Arc::clone(&starting.reporting.overflow),
+        fence: Arc::clone(&starting.fence),
+        accounts: Arc::clone(&starting.accounts),
     };
-    starting.finish(succession)?;
+    let (records, ended) = (Vec::new(), Vec::new());
+    dataplane.begin(Beginning { epoch: 1, settings: settings(), user_quota: 0, records, ended })?;
     for _ in 0..CLIENTS {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.connect(dataplane.listen()[0].bind)?;
@@ -140,6 +150,7 @@ fn is_writing(thread: &Path) -> bool {
 fn no_success_leaves_before_the_journal_has_it() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let (setup, address, starting) = first_worker(&config("127.1.3.2", 1, directory.path()))?;
+    let succession = Succession::begin(directory.path(), 1, Arc::new(Ends::new(false)))?;
     let (mut reader, mut writer) = io::pipe()?;
     let file = File::from(OwnedFd::from(writer.try_clone()?));
     let (threads, thread_of) = mpsc::channel();
@@ -154,9 +165,9 @@ fn no_success_leaves_before_the_journal_has_it() -> Result<()> {
     eventually("the pipe is full", || is_writing(&filling).then_some(()))?;
     let worker = thread::spawn(move || {
         let mut worker = Worker::new(setup);
-        let kept = worker.keep_journal(|_| Ok(Journal::of_file(file)));
+        worker.keep_journal(|_| Journal::of_file(succession, file));
         let told = threads.send(this_thread());
-        kept.and(worker.run()).map(|()| told.is_ok())
+        worker.run().map(|()| told.is_ok())
     });
     let working = thread_of.recv()??;
 
@@ -185,7 +196,7 @@ fn no_success_leaves_before_the_journal_has_it() -> Result<()> {
     let drain = thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
     let allocated = eventually("the answer", || receive(&mut client))?;
     assert!(matches!(allocated, Event::Allocated { .. }), "{allocated:?}");
-    starting.handles[0].commands.send(Command::Stop)?;
+    starting.handles[0].commands.send(Command::Stop).map_err(|_| anyhow!("the worker is gone"))?;
     starting.handles[0].waker.wake();
     assert!(worker.join().expect("no panic")?);
     assert!(filler.join().expect("no panic").is_ok());

@@ -9,6 +9,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 use turn_core::Transport;
 
 use super::*;
+use crate::accounts::Accounts;
 
 /// What the bytes travel in.
 const WIRES: [Option<&SupportedProtocolVersion>; 3] = [None, Some(&version::TLS12), Some(&version::TLS13)];
@@ -110,7 +111,7 @@ fn pair(
     });
     while connection.bytes.is_handshaking() {
         assert_eq!(connection.read(&mut [0; 100], scratch), Arrived::Nothing);
-        assert_eq!(connection.send_unsent(), Sent::Taken);
+        assert_eq!(connection.send_unsent(&Counters::default()), Sent::Taken);
     }
     Ok((connection, shaking.join().expect("no panic")?))
 }
@@ -206,16 +207,27 @@ fn strangers_and_nonsense_end_the_connection() -> anyhow::Result<()> {
 }
 
 #[test]
-fn media_are_dropped_whole_and_answers_never() -> anyhow::Result<()> {
+fn media_are_dropped_whole_and_answers_never_and_what_waits_is_charged_when_it_leaves() -> anyhow::Result<()> {
     const CAP: usize = 10_000;
     let scratch = &mut Scratch::new();
+    let directory = tempfile::tempdir()?;
     for version in WIRES {
+        let accounts = Arc::new(Accounts::open(directory.path(), 9, false)?);
+        let account = accounts.take(AllocationId([1; 16]), b"alice", false);
+        let counters = Counters::new(Arc::clone(&accounts));
+        let charged = || {
+            let totals = accounts.live(0, 1).next().map(|usage| usage.totals).unwrap_or_default();
+            assert_eq!(totals.bytes_to_client, totals.packets_to_client * 996);
+            totals.packets_to_client as usize
+        };
         let (mut connection, mut client) = pair(version, scratch)?;
         let media = channel_data(&[9; 996]);
         let mut taken = 0;
         while connection.send([&media[..4], &media[4..], b""], false, CAP, scratch) == Sent::Taken {
             taken += 1;
+            connection.owe(996, account, &counters);
         }
+        assert!(charged() < taken && taken - charged() <= CAP / 996 + 1, "{} of {taken}", charged());
         assert!(connection.bytes.unsent() <= CAP);
         assert_eq!(connection.wanted(CAP), Interest::ReadWrite);
         for _ in 0..20 {
@@ -228,8 +240,10 @@ fn media_are_dropped_whole_and_answers_never() -> anyhow::Result<()> {
             client.read_exact(&mut all).map(|()| all)
         });
         while connection.wanted(CAP) != Interest::Read {
-            assert_eq!(connection.send_unsent(), Sent::Taken);
+            assert_eq!(connection.send_unsent(&counters), Sent::Taken);
         }
+        assert_eq!(charged(), taken);
+        accounts.end(AllocationId([1; 16]), turn_core::EndReason::Closed, 1);
         let all = reader.join().expect("no panic")?;
         assert!(all[..taken * 1000].chunks(1000).all(|frame| frame == media), "whole frames in order");
         assert!(all[taken * 1000..].iter().all(|byte| *byte == 1));

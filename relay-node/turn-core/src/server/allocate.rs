@@ -9,7 +9,7 @@ use super::binding::mapped;
 use super::relays::{Relay, Relays, bind_both, bind_one};
 use super::reply::Request;
 use super::table::{Beginning, Slot};
-use super::{BindRequest, Host, Now, PortRequest, Server, Verdict};
+use super::{BindRequest, Host, Now, PortRequest, RESERVED_FOR, Server, Verdict};
 use crate::wire::attribute::{
     AdditionalAddressFamily, EvenPort, Lifetime, MobilityTicket, RequestedAddressFamily, RequestedTransport,
     ReservationToken, XorRelayedAddress,
@@ -97,9 +97,6 @@ impl Server {
             Some(RequestedAddressFamily(2)) => Family::V6,
             Some(RequestedAddressFamily(_)) => return Err(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED),
         };
-        if self.settings.draining {
-            return Err(ErrorCode::INSUFFICIENT_CAPACITY);
-        }
         let quota_key = credential::quota_key(user.name);
         let wanted = BindRequest { family, transport, quota_key, port };
         let bound = if additional.is_some() { bind_both(host, wanted) } else { bind_one(host, wanted) }?;
@@ -126,10 +123,12 @@ impl Server {
         };
         let allocation = self.table.get_mut(slot);
         allocation.transaction_id = Some(message.transaction_id());
-        allocation.reservation = bound.first.reservation;
-        allocation.address_error = bound.refused;
-        allocation.session = user.session;
+        let reserved_until = request.now.wall.saturating_add(RESERVED_FOR.as_millis() as u64);
+        let reservation = bound.first.reservation.map(|token| (token, reserved_until));
+        allocation.set_answer(bound.refused, reservation);
+        allocation.set_session(user.session);
         self.join_meters(slot, host);
+        self.open_account(slot, false, host);
         if mobile {
             self.make_mobile(slot);
         }
@@ -142,7 +141,7 @@ impl Server {
         let relays = *allocation.relays();
         let end = relays.last_end().unwrap_or(request.now.mono);
         let lifetime = remaining(end.saturating_duration_since(request.now.mono));
-        let (reservation, address_error) = (allocation.reservation, allocation.address_error);
+        let (reservation, address_error) = (allocation.reservation(), allocation.address_error());
         let ticket = allocation.mobility().map(|mobility| mobility.ticket.text());
         self.success(request, user, |writer| {
             for relay in relays.iter() {
@@ -150,7 +149,7 @@ impl Server {
             }
             writer.attribute(&mapped(request.from.client));
             writer.attribute(&lifetime);
-            if let Some(token) = &reservation {
+            if let Some((token, _)) = &reservation {
                 writer.attribute(token);
             }
             if let Some(error) = &address_error {
@@ -445,17 +444,6 @@ mod tests {
             lab.host.refuse = None;
             assert_eq!(lab.request(Method::Allocate, udp).code(), 0);
         }
-    }
-
-    #[test]
-    fn draining_refuses_new_allocations_only() {
-        let mut lab = Lab::allocated();
-        lab.configure(|settings| settings.draining = true);
-        assert_eq!(lab.refresh(600), 0);
-        lab.client(addr("203.0.113.9:7"));
-        assert_eq!(lab.unsigned(Method::Allocate, udp).code(), 401);
-        assert_eq!(lab.request(Method::Allocate, udp).code(), 508);
-        assert_eq!(lab.host.bound(), 1);
     }
 
     #[test]

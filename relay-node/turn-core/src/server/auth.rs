@@ -3,15 +3,17 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::hint::black_box;
+use std::sync::Arc;
 
 use super::Server;
+use super::known::KnownKey;
 use super::reply::Request;
 use super::table::Allocation;
 use crate::credential::{self, RestPassword};
 use crate::key::userhash;
 use crate::nonce::SecurityFeatures;
 use crate::wire::attribute::{self, AccessToken, Nonce, Realm, Userhash, Username};
-use crate::wire::{AttributeType, Integrity, Message, Method};
+use crate::wire::{AttributeType, Integrity, Message, Method, PreparedKey};
 use crate::{IntegrityKey, PasswordAlgorithm, Session, third_party};
 
 /// RFC 8489 §14.3: fewer than 509 bytes.
@@ -30,6 +32,8 @@ pub(super) struct User<'a> {
     pub(super) name: &'a [u8],
     /// What answers are signed with.
     pub(super) key: IntegrityKey,
+    /// `key`, prepared; of users whose key is kept.
+    pub(super) prepared: Option<&'a PreparedKey>,
     /// What an access token grants, if that is how the user was authenticated.
     pub(super) session: Option<Session>,
 }
@@ -38,6 +42,10 @@ pub(super) struct User<'a> {
 pub(super) struct Identity<'a> {
     name: Cow<'a, [u8]>,
     key: IntegrityKey,
+    /// For the attribute that the message was made with.
+    prepared: Option<PreparedKey>,
+    /// The key was derived from a secret for this request.
+    derived: bool,
     session: Option<Session>,
 }
 
@@ -55,7 +63,8 @@ impl Identity<'_> {
     }
 
     pub(super) fn user(&self) -> User<'_> {
-        User { name: &self.name, key: self.key, session: self.session }
+        let prepared = self.prepared.as_ref().filter(|prepared| prepared.integrity() == self.key.integrity());
+        User { name: &self.name, key: self.key, prepared, session: self.session }
     }
 }
 
@@ -67,6 +76,16 @@ pub(super) enum Refusal {
     BadRequest,
     /// 438, with REALM and a fresh NONCE. The user is known, so it is signed.
     StaleNonce(IntegrityKey),
+    /// Silence: this member may know too little to judge (promise P5).
+    NotYet,
+}
+
+/// How a request wants to be proved.
+struct Attempt<'a> {
+    message: &'a Message<'a>,
+    integrity: Integrity,
+    algorithm: PasswordAlgorithm,
+    known: Option<KnownKey>,
 }
 
 /// How the password was hashed and how the answer is signed.
@@ -87,8 +106,8 @@ impl Server {
     }
 
     /// The checks of RFC 8489 §9.2.4. An unknown user costs the same work as a wrong password and gets the same answer.
-    pub(super) fn authenticate<'a>(&self, request: &Request<'a>) -> Result<Identity<'a>, Refusal> {
-        let settings = &*self.settings;
+    pub(super) fn authenticate<'a>(&mut self, request: &Request<'a>) -> Result<Identity<'a>, Refusal> {
+        let settings = Arc::clone(&self.settings);
         let message = &request.message;
         let sha256 = settings.features.sha256;
         let integrity = if sha256 && message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256) {
@@ -112,25 +131,34 @@ impl Server {
         }
         let algorithm = algorithm(message, nonce, sha256)?;
 
+        let known = username.and_then(|Username(name)| self.known.find(name, algorithm.password, integrity).cloned());
+        let attempt = Attempt { message, integrity, algorithm: algorithm.password, known };
         let held = self.meant(request).map(|slot| self.table.get(slot));
         let found = match username {
             Some(Username(name)) => match self.by_token(request, name, held) {
                 Some(bearer) => bearer.and_then(|bearer| bearer.proved(message, integrity)),
-                None => self.by_password(request, Some(name.into()), held, algorithm.password, integrity),
+                None => self.by_password(request, Some(name.into()), held, attempt),
             },
             None => {
                 let name = hash.and_then(|Userhash(hash)| self.name_of(&hash, held)).map(|name| name.to_vec().into());
-                self.by_password(request, name, held, algorithm.password, integrity)
+                self.by_password(request, name, held, attempt)
             }
         };
         // The realm is looked at last: what is tried does not depend on it.
         let Some(mut identity) = found.filter(|_| realm == settings.realm.as_bytes()) else {
             return Err(Refusal::Unauthenticated);
         };
+        let proved_by = identity.key;
         // RFC 7635 §7: the session key is for whatever the client uses it for.
         identity.key = identity.key.with(if identity.session.is_some() { integrity } else { algorithm.answer });
+        if self.may_be_of_newer_keys(request, nonce) {
+            return Err(Refusal::NotYet);
+        }
         if !self.is_fresh(request, nonce) {
             return Err(Refusal::StaleNonce(identity.key));
+        }
+        if identity.derived {
+            self.known.keep(&identity.name, algorithm.password, proved_by);
         }
         Ok(identity)
     }
@@ -145,48 +173,61 @@ impl Server {
         })
     }
 
-    /// Tries every key that this name can have with its password. A missing name has none.
+    /// Tries the key that is known of this name, if any, and every one that it can have with its password. A missing name
+    /// has none.
+    ///
+    /// What fails costs as much for a name that is known as for one that is not: the same derivations, and one message
+    /// more to verify, by nobody's key where there is no known one. That a name was found shows in nothing but the time of
+    /// the lookup, some tens of nanoseconds.
     fn by_password<'a>(
         &self,
         request: &Request<'a>,
         name: Option<Cow<'a, [u8]>>,
         held: Option<&Allocation>,
-        algorithm: PasswordAlgorithm,
-        integrity: Integrity,
+        attempt: Attempt<'_>,
     ) -> Option<Identity<'a>> {
         let settings = &*self.settings;
-        let message = &request.message;
+        let Attempt { message, integrity, algorithm, known } = attempt;
         let tried = Cell::new(false);
-        let attempt = |key: IntegrityKey| {
+        let try_key = |key: IntegrityKey| {
             tried.set(true);
             let key = key.with(integrity);
             black_box(key.verifies(message)).then_some(key)
         };
-        let mut matching = None;
+        let (mut matching, mut prepared, mut derived) = (None, None, false);
         if let Some(name) = &name {
             let name: &[u8] = name;
-            for user in self.directory.by_name(name) {
-                matching = attempt(user.key(algorithm)).or(matching);
+            // A ConnectionBind claims what its user's allocation has, on a five-tuple of its own (RFC 6062 §4.3).
+            let holder = message.method() == Method::ConnectionBind || held.is_some_and(|held| *held.username == *name);
+            let unix_seconds = request.now.wall / 1000;
+            let live = holder || credential::expires_at(name).is_some_and(|end| end > unix_seconds);
+            let known = known.filter(|_| live).unwrap_or_else(|| self.known.nobody(integrity));
+            if black_box(message.verify_prepared(&known.prepared)) {
+                (matching, prepared) = (Some(known.key), Some(known.prepared));
+            }
+            if matching.is_none() {
+                for user in self.directory.by_name(name) {
+                    matching = try_key(user.key(algorithm)).or(matching);
+                }
             }
             let realm = settings.realm.as_bytes();
             let of_password =
-                |password: RestPassword| attempt(IntegrityKey::long_term(algorithm, name, realm, password.as_bytes()));
-            // A ConnectionBind claims what its user's allocation has, on a five-tuple of its own (RFC 6062 §4.3).
-            let holder = message.method() == Method::ConnectionBind || held.is_some_and(|held| *held.username == *name);
-            if matching.is_none() && holder {
-                matching = credential::rest_passwords_of_holder(settings, name).find_map(of_password);
-            } else if matching.is_none() {
-                let unix_seconds = request.now.wall / 1000;
-                matching = credential::rest_passwords(settings, name, unix_seconds).find_map(of_password);
+                |password: RestPassword| try_key(IntegrityKey::long_term(algorithm, name, realm, password.as_bytes()));
+            if matching.is_none() {
+                matching = if holder {
+                    credential::rest_passwords_of_holder(settings, name).find_map(of_password)
+                } else {
+                    credential::rest_passwords(settings, name, unix_seconds).find_map(of_password)
+                };
+                derived = matching.is_some();
             }
         }
-        if !tried.get() {
+        if matching.is_none() && !tried.get() {
             // As much work as a wrong password.
-            let nobody = IntegrityKey::new(b"nobody's key", integrity)?;
-            attempt(nobody);
+            try_key(self.known.nobody(integrity).key);
         }
         let key = matching.filter(|_| is_whole(message, integrity))?;
-        Some(Identity { name: name?, key, session: None })
+        Some(Identity { name: name?, key, prepared, derived, session: None })
     }
 
     /// Third-party authorization (RFC 7635 §7): `None` if the request is not of that kind; `Some(None)` if it is, and
@@ -202,7 +243,7 @@ impl Server {
         held: Option<&Allocation>,
     ) -> Option<Option<Identity<'a>>> {
         let third_party = self.settings.third_party.as_ref()?;
-        let held = held.filter(|held| held.session.is_some());
+        let held = held.filter(|held| held.session().is_some());
         let brings_one =
             matches!(request.message.method(), Method::Allocate | Method::Refresh | Method::ConnectionBind);
         let session = match request.message.attribute() {
@@ -210,12 +251,12 @@ impl Server {
             _ => {
                 let held =
                     held.filter(|held| third_party.knows(kid) || third_party::kid_of(&held.username) == Some(kid))?;
-                held.session.filter(|session| session.expires_at > request.now.wall)
+                held.session().filter(|session| session.expires_at > request.now.wall)
             }
         };
         Some(session.map(|session| {
             let name = held.map_or_else(|| third_party::allocation_name(kid, &session), |held| held.username.to_vec());
-            Identity { name: name.into(), key: session.key, session: Some(session) }
+            Identity { name: name.into(), key: session.key, prepared: None, derived: false, session: Some(session) }
         }))
     }
 }

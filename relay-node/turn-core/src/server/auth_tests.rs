@@ -92,6 +92,32 @@ fn who_is_let_in() {
 }
 
 #[test]
+fn a_member_that_may_lag_answers_no_allocate_with_438_for_a_key_it_does_not_know() {
+    let lags = |lab: &mut Lab| {
+        lab.configure(|settings| {
+            settings.nonce_keys.0.iter_mut().for_each(|key| key.id = 9);
+            settings.nonce_keys_may_lag = true;
+        });
+    };
+    let mut lab = Lab::new();
+    let with = lab.credentials();
+    let packet = lab.packet(Some(&with), Method::Allocate, udp);
+    lags(&mut lab);
+    assert_eq!(lab.client_packet(&packet).dropped(), Some(DropReason::NotReady));
+    // It has heard of the key: the retransmission is served.
+    lab.configure(|settings| settings.nonce_keys.0.iter_mut().for_each(|key| key.id = 1));
+    assert_eq!(lab.signed(&with, Method::Allocate, udp).code(), 0);
+    // Whoever holds an allocation retries once (clients.md), and what is too old under any key is stale.
+    lags(&mut lab);
+    assert_eq!(lab.signed(&with, Method::Refresh, |_| {}).code(), 438);
+    let mut lab = Lab::new();
+    let with = lab.credentials();
+    lags(&mut lab);
+    lab.pass(3601);
+    assert_eq!(lab.signed(&with, Method::Allocate, udp).code(), 438);
+}
+
+#[test]
 fn unknown_user_and_wrong_password_look_alike() {
     let mut lab = Lab::new();
     let mut replies = Vec::new();
@@ -415,7 +441,11 @@ fn integrity_has_its_lengths_and_its_order() {
         // A value of that length, right as far as it goes.
         let mut packet = request(&lab, &|writer| writer.raw(0x001C, &vec![0; len]));
         let value = packet.len() - len.next_multiple_of(4);
-        let mac = crate::wire::integrity::message_integrity_sha256(key.as_bytes(), &packet[..value - 4], 4 + len);
+        let mac = crate::wire::integrity::message_integrity_sha256(
+            crate::wire::integrity::keyed(key.as_bytes()),
+            &packet[..value - 4],
+            4 + len,
+        );
         packet[value..value + len.min(32)].copy_from_slice(&mac[..len.min(32)]);
         let expected = if len == 32 { 437 } else { 401 };
         assert_eq!(lab.exchange(&packet).code(), expected, "{len} bytes");
@@ -505,4 +535,56 @@ fn sha256_switched_off_is_unknown() {
     let with = lab.rest_sha256(NOW / 1000 + 9);
     assert_eq!(lab.signed(&with, Method::Allocate, udp).code(), 401);
     assert_eq!(lab.allocate(), 0);
+}
+
+/// An Allocate from another port by these credentials.
+fn from_port(lab: &mut Lab, port: u16, with: &Credentials) -> u16 {
+    lab.from.client.set_port(port);
+    let with = Credentials { nonce: lab.nonce_for(&lab.from.client.to_string()), ..with.clone() };
+    lab.signed(&with, Method::Allocate, udp).code()
+}
+
+#[test]
+fn a_known_name_is_let_in_no_longer_than_an_unknown_one() {
+    // Expired, of a secret that left the ring, of another realm, of a hash that is switched off.
+    let mut lab = Lab::new();
+    let with = lab.rest(NOW / 1000 + 60);
+    for port in [1, 2] {
+        assert_eq!(from_port(&mut lab, port, &with), 0);
+    }
+    let wrong = Credentials { password: b"wrong".to_vec(), ..with.clone() };
+    assert_eq!(from_port(&mut lab, 3, &wrong), 401);
+    assert_eq!(from_port(&mut lab, 3, &with.clone().sha256()), 0, "by the other attribute");
+    lab.pass(60);
+    assert_eq!(from_port(&mut lab, 4, &with), 401, "expired");
+    lab.from.client.set_port(1);
+    let holder = Credentials { nonce: lab.nonce_for(&lab.from.client.to_string()), ..with.clone() };
+    assert_eq!(lab.signed(&holder, Method::Refresh, |_| {}).code(), 0, "a call lasts longer");
+
+    let mut lab = Lab::new();
+    let retired = lab.rest_of(b"retired", NOW / 1000 + 60);
+    assert_eq!(from_port(&mut lab, 1, &retired), 0);
+    lab.configure(|settings| drop(settings.rest_secrets.0.pop()));
+    assert_eq!(from_port(&mut lab, 2, &retired), 401, "its secret is gone");
+
+    let mut lab = Lab::new();
+    let sha256 = lab.rest_sha256(NOW / 1000 + 60);
+    assert_eq!(from_port(&mut lab, 1, &sha256), 0);
+    lab.configure(|settings| settings.features.sha256 = false);
+    assert_eq!(from_port(&mut lab, 2, &sha256), 401, "the hash is switched off");
+}
+
+#[test]
+fn only_who_has_authenticated_becomes_known() {
+    let mut lab = Lab::new();
+    let with = lab.rest(NOW / 1000 + 60);
+    for number in 0..100 {
+        let username = format!("{}:{number}", NOW / 1000 + 60).into_bytes();
+        assert_eq!(from_port(&mut lab, 1, &Credentials { username, ..with.clone() }), 401);
+    }
+    let stale = Credentials { nonce: b"garbage".to_vec(), ..with.clone() };
+    assert_eq!(lab.signed(&stale, Method::Allocate, udp).code(), 438);
+    assert_eq!(lab.server.known.len(), 0);
+    assert_eq!(from_port(&mut lab, 1, &with), 0);
+    assert_eq!(lab.server.known.len(), 1);
 }

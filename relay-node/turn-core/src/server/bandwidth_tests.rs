@@ -1,4 +1,4 @@
-//! Limits of bandwidth, each hit in both directions (abuse.md E).
+//! Limits of bandwidth and of packets a second, each hit in both directions (abuse.md E).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,31 +28,46 @@ fn passed(lab: &mut Lab, count: usize) -> (usize, usize) {
     for _ in 0..count {
         match lab.channel_data(0x4000, &DATA).dropped() {
             None => to.0 += 1,
-            reason => assert_eq!(reason, Some(DropReason::Bandwidth)),
+            reason => assert!(is_of_a_rate(reason), "{reason:?}"),
         }
         match lab.peer_packet(PEER, &DATA).dropped() {
             None => to.1 += 1,
-            reason => assert_eq!(reason, Some(DropReason::Bandwidth)),
+            reason => assert!(is_of_a_rate(reason), "{reason:?}"),
         }
     }
     to
 }
 
+fn is_of_a_rate(reason: Option<DropReason>) -> bool {
+    matches!(reason, Some(DropReason::Bandwidth | DropReason::PacketRate))
+}
+
 #[test]
 fn each_limit_is_hit() {
-    type Case = (&'static str, fn(&mut Limits));
+    use DropReason::{Bandwidth, PacketRate};
+    type Case = (&'static str, DropReason, fn(&mut Limits));
     let cases: &[Case] = &[
-        ("allocation", |limits| limits.bytes_per_allocation = 12_800),
-        ("user", |limits| limits.bytes_per_user = 12_800),
-        ("node", |limits| limits.bytes_per_node = 12_800),
-        ("the lowest counts", |limits| {
+        ("allocation", Bandwidth, |limits| limits.bytes_per_allocation = 12_800),
+        ("user", Bandwidth, |limits| limits.bytes_per_user = 12_800),
+        ("node", Bandwidth, |limits| limits.bytes_per_node = 12_800),
+        ("the lowest counts", Bandwidth, |limits| {
             limits.bytes_per_allocation = 99_000;
             limits.bytes_per_user = 12_800;
             limits.bytes_per_node = 50_000;
+            limits.packets_per_allocation = 101;
+        }),
+        ("packets of the allocation", PacketRate, |limits| limits.packets_per_allocation = 100),
+        ("packets of the user", PacketRate, |limits| limits.packets_per_user = 100),
+        ("the lowest counts, of packets", PacketRate, |limits| {
+            limits.bytes_per_allocation = 12_999;
+            limits.packets_per_allocation = 999;
+            limits.packets_per_user = 100;
         }),
     ];
-    for (what, change) in cases {
+    for (what, reason, change) in cases {
         let mut lab = limited(change);
+        assert!((0..1000).any(|_| lab.channel_data(0x4000, &DATA).dropped() == Some(*reason)), "{what}");
+        lab = limited(change);
         let expect = |lab: &mut Lab, expected: usize, when: &str| {
             let passed = passed(lab, 1000);
             // A packet more that goes over it, or less by rounding.

@@ -3,10 +3,10 @@
 use super::auth::Refusal;
 use super::reply::Request;
 use super::{DropReason, Server, Verdict};
-use crate::nonce::{self, Freshness, SecurityFeatures};
+use crate::nonce::{Freshness, SecurityFeatures};
 use crate::wire::attribute::{Nonce, PasswordAlgorithms, Realm, ThirdPartyAuthorization};
 use crate::wire::error_code::BareErrorCode;
-use crate::wire::{Class, ErrorCode};
+use crate::wire::{Class, ErrorCode, Method};
 use crate::{IntegrityKey, PasswordAlgorithm, Transport};
 
 /// IPv4 and UDP headers.
@@ -41,13 +41,15 @@ impl Server {
     pub(super) fn refuse(&mut self, request: &Request<'_>, refusal: Refusal) -> Verdict {
         // Whoever holds an allocation and proves to be its user is none of the strangers.
         let known = matches!(refusal, Refusal::StaleNonce(_)) && self.table.by_five_tuple(&request.from).is_some();
-        if !known && !self.admit_stranger(request) {
+        let silent = matches!(refusal, Refusal::NotYet);
+        if !known && !silent && !self.admit_stranger(request) {
             return Verdict::Drop(DropReason::TooManyStrangers);
         }
         match refusal {
             Refusal::BadRequest => self.error(request, ErrorCode::BAD_REQUEST, None, |_| {}),
             Refusal::Unauthenticated => self.challenge(request, ErrorCode::UNAUTHENTICATED, None),
             Refusal::StaleNonce(key) => self.challenge(request, ErrorCode::STALE_NONCE, Some(&key)),
+            Refusal::NotYet => Verdict::Drop(DropReason::NotReady),
         }
     }
 
@@ -67,12 +69,22 @@ impl Server {
 
     /// Whether a NONCE was minted for this client, not too long ago.
     pub(super) fn is_fresh(&self, request: &Request<'_>, nonce: &[u8]) -> bool {
-        let settings = &*self.settings;
+        self.freshness(request, nonce).any(|freshness| freshness == Freshness::Fresh)
+    }
+
+    /// Whether another member, with newer keys than this one has, may have minted the NONCE of an Allocate.
+    pub(super) fn may_be_of_newer_keys(&self, request: &Request<'_>, nonce: &[u8]) -> bool {
+        self.settings.nonce_keys_may_lag
+            && request.message.method() == Method::Allocate
+            && self.freshness(request, nonce).any(|freshness| freshness == Freshness::Unknown)
+    }
+
+    /// For each address that the client may have been given a nonce for.
+    fn freshness(&self, request: &Request<'_>, nonce: &[u8]) -> impl Iterator<Item = Freshness> {
         let unix_seconds = request.now.wall / 1000;
-        let lifetime = settings.limits.nonce_lifetime;
-        [Some(request.from.client), request.control].into_iter().flatten().any(|client| {
-            nonce::verify(&settings.nonce_keys, nonce, client, unix_seconds, lifetime) == Freshness::Fresh
-        })
+        let lifetime = self.settings.limits.nonce_lifetime;
+        let clients = [Some(request.from.client), request.control].into_iter().flatten();
+        clients.map(move |client| self.nonce_keys.verify(nonce, client, unix_seconds, lifetime))
     }
 
     /// What this server offers. A client that is told of anonymous names must send USERHASH, so it is told only where
@@ -89,7 +101,7 @@ impl Server {
         let settings = self.settings.clone();
         let features = self.security_features();
         let unix_seconds = request.now.wall / 1000;
-        let Some(nonce) = nonce::Nonce::mint(&settings.nonce_keys, request.from.client, unix_seconds, features) else {
+        let Some(nonce) = self.nonce_keys.mint(request.from.client, unix_seconds, features) else {
             return Verdict::Drop(DropReason::NotReady);
         };
         let third_party = settings.third_party.as_ref().filter(|_| code == ErrorCode::UNAUTHENTICATED);

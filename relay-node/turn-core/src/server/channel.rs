@@ -1,6 +1,9 @@
 //! Channels (RFC 8656 §12): ChannelBind and ChannelData.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
 
 use super::auth::User;
 use super::permission::PERMISSION_LIFETIME;
@@ -21,13 +24,14 @@ pub(super) struct Channel {
     pub(super) deadline: Instant,
 }
 
-/// The channel bindings of an allocation, found by number for what the client sends and by peer for what comes back.
+/// The channel bindings of an allocation, found by number for what the client sends and by peer for what comes back. The
+/// one that most clients have is in place.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
     /// Sorted by number.
-    by_number: Vec<Channel>,
+    by_number: SmallVec<[Channel; 1]>,
     /// The same, sorted by peer.
-    by_peer: Vec<(PeerAddr, ChannelNumber)>,
+    by_peer: SmallVec<[ChannelNumber; 4]>,
 }
 
 impl Channels {
@@ -40,7 +44,7 @@ impl Channels {
     /// The live binding of a peer.
     pub(super) fn by_peer(&self, peer: PeerAddr, now: Instant) -> Option<&Channel> {
         let index = self.find_peer(peer).ok()?;
-        self.by_number(self.by_peer[index].1, now)
+        self.by_number(self.by_peer[index], now)
     }
 
     /// Binds or refreshes; false, and no change, if number or peer is bound otherwise, alive or not.
@@ -49,7 +53,7 @@ impl Channels {
             (Ok(index), Ok(_)) if self.by_number[index].peer == channel.peer => self.by_number[index] = channel,
             (Err(index), Err(peer_index)) => {
                 self.by_number.insert(index, channel);
-                self.by_peer.insert(peer_index, (channel.peer, channel.number));
+                self.by_peer.insert(peer_index, channel.number);
             }
             _ => return false,
         }
@@ -82,12 +86,12 @@ impl Channels {
 
     fn retain(&mut self, keep: impl Fn(&Channel) -> bool) -> bool {
         let before = self.by_number.len();
-        self.by_number.retain(keep);
+        self.by_number.retain(|channel| keep(channel));
         if self.by_number.len() == before {
             return false;
         }
         let by_number = &self.by_number;
-        self.by_peer.retain(|(_, number)| by_number.binary_search_by_key(number, |channel| channel.number).is_ok());
+        self.by_peer.retain(|number| by_number.binary_search_by_key(number, |channel| channel.number).is_ok());
         true
     }
 
@@ -96,7 +100,11 @@ impl Channels {
     }
 
     fn find_peer(&self, peer: PeerAddr) -> Result<usize, usize> {
-        self.by_peer.binary_search_by_key(&peer, |(known, _)| *known)
+        self.by_peer.binary_search_by(|number| match self.find(*number) {
+            Ok(index) => self.by_number[index].peer.cmp(&peer),
+            // Both lists have the same channels.
+            Err(_) => Ordering::Less,
+        })
     }
 }
 
@@ -115,15 +123,15 @@ impl Server {
             }
             _ => return Err(ErrorCode::BAD_REQUEST),
         };
-        let allocation = self.table.get_mut(slot);
         // RFC 6062 §4.5: data of a TCP allocation goes by its data connections.
-        if allocation.peer_connections().is_some() {
+        if self.table.get(slot).peer_connections().is_some() {
             return Err(ErrorCode::FORBIDDEN);
         }
         let peer = PeerAddr::new(address);
         let now = request.now.mono;
+        self.purge_permissions(slot, now);
+        let allocation = self.table.get_mut(slot);
         allocation.channels.purge(now);
-        allocation.permissions.purge(now);
         let bound = allocation.channels.by_number(number, now).map(|channel| channel.peer);
         let channel = allocation.channels.by_peer(peer, now).map(|channel| channel.number);
         if bound.is_some_and(|bound| bound != peer) || channel.is_some_and(|channel| channel != number) {
@@ -147,7 +155,7 @@ impl Server {
         if !allocation.channels.bind(Channel { number, peer, deadline }) {
             return Err(ErrorCode::BAD_REQUEST);
         }
-        allocation.permissions.install(peer.ip(), now + PERMISSION_LIFETIME);
+        self.permit(slot, peer.ip(), now + PERMISSION_LIFETIME);
         self.heard_from(request.now, slot, &request.from);
         self.record(slot, request.now);
         Ok(self.success(request, user, |_| {}))

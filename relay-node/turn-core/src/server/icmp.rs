@@ -76,7 +76,7 @@ impl Server {
         if !allocation.permissions.allow(peer.ip(), now.mono) {
             return Verdict::Drop(DropReason::NoPermission);
         }
-        if !allocation.icmp.take(now.mono) {
+        if !allocation.icmp().take(now.mono) {
             return Verdict::Drop(DropReason::IcmpRate);
         }
         let (to, path) = (allocation.five_tuple(), allocation.path());

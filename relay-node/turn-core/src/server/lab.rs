@@ -238,7 +238,7 @@ impl Outcome {
 
     /// What the caller would gather.
     pub(super) fn sent(self) -> Option<Sent> {
-        let Verdict::Send { out, head, payload, padding, ip } = self.verdict else {
+        let Verdict::Send { out, head, payload, padding, ip, .. } = self.verdict else {
             return None;
         };
         let mut bytes = head.as_slice().to_vec();
@@ -531,7 +531,14 @@ impl Lab {
         self.input(Input::Restore { record, path });
     }
 
+    /// All but what whoever filters is told, which has a test of its own.
     pub(super) fn outputs(&mut self) -> Vec<Output> {
+        let mut outputs = self.all_outputs();
+        outputs.retain(|output| !matches!(output, Output::Permit { .. } | Output::Forbid { .. }));
+        outputs
+    }
+
+    pub(super) fn all_outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.server.poll_output()).collect()
     }
 

@@ -12,6 +12,7 @@ use super::relays::{Relay, Relays};
 use super::table::{Allocation, Beginning, Slot};
 use super::tcp::PeerConnections;
 use super::{Host, Now, Output, Server};
+use crate::nonce::NonceKeys;
 use crate::wire::ChannelNumber;
 use crate::{
     AllocationId, Change, ConnectionId, EndReason, Family, Path, PeerTransport, Record, RelayedAddr, Settings,
@@ -47,8 +48,15 @@ impl Server {
             relayed: allocation.relays().iter().map(|relay| relay.address).collect(),
             peer_transport: allocation.peer_transport(),
             mobility: mobility_record(allocation),
+            proxy: match allocation.path() {
+                Path::Proxied(_, proxy) => Some(proxy),
+                Path::Listener(_) | Path::Connection(_) | Path::Ingress(_) => None,
+            },
+            transaction_id: allocation.transaction_id,
+            address_error: allocation.address_error(),
+            reservation: allocation.reservation(),
             username: allocation.username.to_vec(),
-            session: allocation.session,
+            session: allocation.session(),
             created_at: allocation.created_at,
             expires_at,
             family_expires_at,
@@ -62,11 +70,13 @@ impl Server {
     /// Ends the part of an allocation in one family: its permissions and channels go with it, those of the other stay
     /// (RFC 8656 §8.1). False, and no change, if it is all there is. The change is not recorded yet.
     pub(super) fn end_family(&mut self, slot: Slot, family: Family) -> bool {
+        if self.table.get(slot).relays().iter().count() > 1 {
+            self.forget_permissions(slot, family);
+        }
         let Some(relay) = self.table.remove_relay(slot, family) else {
             return false;
         };
         let allocation = self.table.get_mut(slot);
-        allocation.permissions.forget(family);
         allocation.channels.forget(family);
         let quota_key = credential::quota_key(&allocation.username).into();
         let ended = self.table.change_peer_connections(slot, |connections| connections.forget(family));
@@ -79,6 +89,7 @@ impl Server {
     pub(super) fn end(&mut self, slot: Slot, reason: EndReason) {
         let allocation = self.table.remove(slot);
         self.forget_mobility(&allocation);
+        self.take_back_permissions(&allocation);
         self.outputs.push_back(Output::Record(Change::End {
             id: allocation.id,
             epoch: self.epoch,
@@ -140,15 +151,23 @@ impl Server {
         if settings.static_users != self.settings.static_users || settings.realm != self.settings.realm {
             self.directory = Directory::new(&settings);
         }
+        if settings.rest_secrets != self.settings.rest_secrets
+            || settings.realm != self.settings.realm
+            || settings.features != self.settings.features
+        {
+            self.known.forget();
+        }
+        if settings.nonce_keys != self.settings.nonce_keys {
+            self.nonce_keys = NonceKeys::new(&settings.nonce_keys);
+        }
         self.settings = settings;
         if !policy_changed {
             return;
         }
         let slots: Vec<Slot> = self.table.slots().collect();
         for slot in slots {
-            let allocation = self.table.get_mut(slot);
-            let channels = allocation.channels.enforce(&self.settings.policy);
-            let permissions = allocation.permissions.enforce(&self.settings.policy);
+            let channels = self.table.get_mut(slot).channels.enforce(&self.settings.policy);
+            let permissions = self.enforce_on_permissions(slot);
             if channels || permissions {
                 self.record(slot, now);
             }
@@ -171,6 +190,7 @@ impl Server {
             // The same allocation, as of later; an address that it gave up since goes back.
             let before = self.table.remove(slot);
             self.forget_mobility(&before);
+            self.take_back_permissions(&before);
             for relay in before.relays().iter() {
                 if !record.relayed.iter().any(|relayed| relayed.bound == relay.address.bound) {
                     self.release(relay.address, &before.username);
@@ -226,20 +246,23 @@ impl Server {
             return false;
         };
         self.join_meters(slot, host);
+        self.open_account(slot, true, host);
         if let Some(mobility) = &record.mobility {
             self.restore_mobility(slot, mobility);
         }
-        let policy = &self.settings.policy;
         let has = |ip: IpAddr| relays.of(Family::of(ip)).is_some();
         let allocation = self.table.get_mut(slot);
         allocation.epoch = record.epoch;
         allocation.sequence = record.sequence;
-        allocation.session = record.session;
+        allocation.set_session(record.session);
+        allocation.transaction_id = record.transaction_id;
+        allocation.set_answer(record.address_error, record.reservation);
         for (ip, end) in &record.permissions {
-            if *end > now.wall && has(*ip) && policy.check_ip(*ip).is_ok() {
-                allocation.permissions.install(*ip, mono(*end, now, PERMISSION_LIFETIME));
+            if *end > now.wall && has(*ip) && self.settings.policy.check_ip(*ip).is_ok() {
+                self.permit(slot, *ip, mono(*end, now, PERMISSION_LIFETIME));
             }
         }
+        let (allocation, policy) = (self.table.get_mut(slot), &self.settings.policy);
         for (number, peer, end) in &record.channels {
             if let Some(number) = ChannelNumber::new(*number)
                 && *end > now.wall

@@ -1,9 +1,9 @@
 //! Restore, ownership, revocation (promises P2 and P12).
 
 use super::super::lab::{Lab, addr, ip, udp};
-use super::super::{DropReason, Input, Out};
+use super::super::{DropReason, Input, IpMeta, Out, Verdict};
 use super::*;
-use crate::wire::Method;
+use crate::wire::{AttributeType, MessageWriter, Method};
 use crate::{FiveTuple, PeerAddr, Transport};
 
 /// The record of an allocation with a permission and a channel, and the server that wrote it.
@@ -57,8 +57,75 @@ fn goes_on_without_a_message_from_the_client() {
     assert_eq!(lab.refresh(600), 0);
     let changes = lab.changes();
     assert!(matches!(&changes[..], [Change::Put(put)] if put.sequence == record.sequence + 1 && put.id == record.id));
-    // It is known by its five-tuple: not by its transaction, which no record carries.
+    // It is known by its five-tuple; another transaction is another Allocate.
     assert_eq!(lab.request(Method::Allocate, udp).code(), 437);
+}
+
+#[test]
+fn a_retransmitted_allocate_gets_the_answer_it_had_before_the_restart() {
+    // RFC 8656 §7.2, note; with every attribute that only the first answer knew.
+    let pair = |writer: &mut MessageWriter<'_>| {
+        udp(writer);
+        writer.raw(0x0018, &[0x80]);
+    };
+    let both = |writer: &mut MessageWriter<'_>| {
+        udp(writer);
+        writer.raw(0x8000, &[2, 0, 0, 0]);
+    };
+    type Case = (fn(&mut MessageWriter<'_>), AttributeType);
+    let cases: [Case; 2] = [(pair, AttributeType::RESERVATION_TOKEN), (both, AttributeType::ADDRESS_ERROR_CODE)];
+    for (write, known) in cases {
+        let mut before = Lab::new();
+        let with = before.credentials();
+        let packet = before.packet(Some(&with), Method::Allocate, write);
+        let first = before.exchange(&packet);
+        assert!(first.code() == 0 && first.message().contains(known));
+        let record = before.server.records(before.now).next().expect("one allocation");
+        let mut lab = restarted(&before);
+        lab.restore(record);
+        assert_eq!(lab.exchange(&packet).bytes, first.bytes);
+        assert_eq!(lab.refresh(600), 0, "with the first transaction of this lab");
+        assert_eq!(lab.request(Method::Allocate, udp).code(), 437);
+    }
+}
+
+#[test]
+fn while_records_may_be_missing_nothing_is_said_of_what_is_not_known() {
+    // Promise P5: neither 437, nor 401, 400 or 438 on the way to it.
+    let (_, mut record) = recorded();
+    // Labs begin with the same port and draw the same ids, which servers do not.
+    record.id = AllocationId([7; 16]);
+    for relayed in &mut record.relayed {
+        relayed.bound.set_port(50_100);
+        relayed.advertised.set_port(50_100);
+    }
+    let mut lab = Lab::new();
+    lab.configure(|settings| settings.restoring = true);
+    let with = lab.credentials();
+    for method in [Method::Refresh, Method::CreatePermission, Method::ChannelBind, Method::Connect] {
+        for packet in [lab.packet(Some(&with), method, |_| {}), lab.packet(None, method, |_| {})] {
+            let (from, path) = (lab.from, lab.path);
+            let input = Input::FromClient { from, path, packet: &packet, ip: IpMeta::default() };
+            let verdict = lab.server.handle_input(lab.now, input, &mut lab.host);
+            assert!(matches!(verdict, Verdict::Drop(DropReason::NotReady)), "{method:?}: {verdict:?}");
+        }
+    }
+    // What is known is served as ever, and so is whoever is new.
+    lab.restore(record);
+    assert_eq!(lab.refresh(600), 0);
+    lab.client(addr("203.0.113.9:7"));
+    assert_eq!(lab.unsigned(Method::Allocate, udp).code(), 401);
+    assert_eq!(lab.request(Method::Allocate, udp).code(), 0);
+}
+
+#[test]
+fn a_client_behind_a_proxy_is_recorded_with_its_way() {
+    let mut lab = Lab::new();
+    let proxy = addr("198.51.100.200:4000");
+    lab.path = Path::Proxied(crate::ListenerId(0), proxy);
+    assert_eq!(lab.request(Method::Allocate, udp).code(), 0);
+    let record = lab.server.records(lab.now).next().expect("one allocation");
+    assert_eq!((record.proxy, record.five_tuple.client), (Some(proxy), lab.from.client));
 }
 
 #[test]

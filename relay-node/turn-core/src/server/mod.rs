@@ -2,8 +2,9 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `auth`, `directory` | RFC 8489 §9.2.4: who is this |
+//! | `auth`, `directory`, `known` | RFC 8489 §9.2.4: who is this |
 //! | `challenge`, `strangers` | answers to whoever is not known: short, and only so many |
+//! | `redirect`, `vouchers` | new clients that are sent elsewhere (RFC 8489 §10) |
 //! | `reply` | requests and their answers |
 //! | `binding`, `allocate`, `refresh`, `permission`, `channel`, `indication` | one method each |
 //! | `discovery` | Binding where there is a second address (RFC 5780) |
@@ -12,7 +13,7 @@
 //! | `lifecycle` | records, restore, ends, new settings |
 //! | `mobility` | allocations that go on from another five-tuple |
 //! | `relays` | one relayed address, or one of each family |
-//! | `table`, `timer` | the allocations and their indexes |
+//! | `table`, `index`, `timer` | the allocations and their indexes |
 
 mod allocate;
 mod auth;
@@ -22,12 +23,15 @@ mod channel;
 mod directory;
 mod discovery;
 mod icmp;
+mod index;
 mod indication;
+mod known;
 #[cfg(test)]
 mod lab;
 mod lifecycle;
 mod mobility;
 mod permission;
+mod redirect;
 mod refresh;
 mod relay;
 mod relays;
@@ -36,12 +40,13 @@ mod strangers;
 mod table;
 mod tcp;
 mod timer;
+mod vouchers;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng, SeedableRng};
@@ -49,17 +54,22 @@ use rand_core::{Rng, SeedableRng};
 use self::auth::User;
 use self::directory::Directory;
 pub use self::discovery::{DiscoveryPlace, NatDiscovery};
+use self::known::KnownKeys;
+pub use self::redirect::Redirected;
+use self::redirect::Sources;
 use self::reply::{REPLY, Request};
 use self::strangers::Strangers;
 use self::table::Table;
 use self::tcp::control_of;
+pub use self::vouchers::Vouchers;
 use crate::meter::Meters;
+use crate::nonce::NonceKeys;
 use crate::ticket::Ticket;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::{self, Class, ErrorCode, Kind, Message, Method};
 use crate::{
-    AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, PeerConnectionId, PeerTransport,
-    Record, RelayedAddr, Settings, WorkerId,
+    AccountId, AllocationId, Change, ConnectionId, Family, FiveTuple, MemberId, Path, PeerAddr, PeerConnectionId,
+    PeerTransport, Record, RelayedAddr, Settings, WorkerId,
 };
 
 /// Both clocks, read by the caller.
@@ -252,6 +262,8 @@ pub enum Verdict {
         padding: u8,
         /// IP header fields to set.
         ip: IpMeta,
+        /// Whose traffic it is, in the direction of `out`.
+        account: AccountId,
     },
     /// Send [`Server::reply`] to the client; write the drained records to the journal first.
     Reply {
@@ -275,6 +287,23 @@ pub enum Output {
         relayed: RelayedAddr,
         /// Whose quota it was counted under, see [`BindRequest::quota_key`].
         quota_key: Box<[u8]>,
+    },
+    /// Peers at this IP may send to this relayed address until then (RFC 8656 §9), whatever was said before.
+    /// Who filters what arrives may pass more than is permitted, never less: the server checks every packet itself.
+    Permit {
+        /// Where they may send to.
+        relayed: RelayedAddr,
+        /// Their IP.
+        peer: IpAddr,
+        /// [`Output::Forbid`] may come sooner, or later.
+        until: Instant,
+    },
+    /// They may not any more. Each [`Output::Permit`] is taken back, before [`Output::Release`] at the latest.
+    Forbid {
+        /// As in [`Output::Permit`].
+        relayed: RelayedAddr,
+        /// As in [`Output::Permit`].
+        peer: IpAddr,
     },
     /// For journal and store.
     Record(Change),
@@ -307,6 +336,8 @@ pub enum Output {
         client: SocketAddr,
         /// What its bytes are to be charged to, each direction apart, where [`Server::limits`] has a rate for it.
         meters: Meters,
+        /// Whose traffic it is.
+        account: AccountId,
     },
     /// Once the answer has left, `connection` carries no TURN any more: what comes on it, beginning behind the request,
     /// goes to the peer as it is and back (RFC 6062 §5.4). `peer` was claimed by [`Host::claim`].
@@ -355,6 +386,13 @@ pub trait Host {
         Meters::default()
     }
 
+    /// Where what an allocation sends is to be counted; one that was `restored` may have been counted before. Asked once
+    /// it is there, and again whenever it is restored.
+    fn account(&mut self, id: AllocationId, username: &[u8], restored: bool) -> AccountId {
+        let _ = (id, username, restored);
+        AccountId::NONE
+    }
+
     /// The worker whose server has the allocation of a ticket (RFC 8016). Never blocks, never allocates.
     fn ticket_owner(&self, ticket: &Ticket) -> Option<WorkerId> {
         let _ = ticket;
@@ -398,12 +436,15 @@ pub enum PortRequest {
     Reserved(ReservationToken),
 }
 
+/// How long a reserved port is held for whoever brings its token: RFC 8656 §7.2 wants 30 seconds at least.
+pub const RESERVED_FOR: Duration = Duration::from_secs(40);
+
 /// What [`Host::bind`] holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Bound {
     /// The relayed address.
     pub relayed: RelayedAddr,
-    /// Of the next-higher port, for [`PortRequest::EvenAndNext`]. Held for at least 30 s (RFC 8656 §7.2).
+    /// Of the next-higher port, for [`PortRequest::EvenAndNext`]. Held for [`RESERVED_FOR`].
     pub reservation: Option<ReservationToken>,
 }
 
@@ -487,6 +528,8 @@ pub enum DropReason {
     TooLong,
     /// The bandwidth of the allocation, its user or the node is used up.
     Bandwidth,
+    /// The packets a second of the allocation or its user are used up.
+    PacketRate,
     /// More ICMP errors than an allocation is told.
     IcmpRate,
     /// The allocation has as many connections to peers as allowed (RFC 6062).
@@ -506,7 +549,12 @@ pub struct Server {
     rng: ChaCha12Rng,
     table: Table,
     directory: Directory,
+    known: KnownKeys,
+    nonce_keys: NonceKeys,
     strangers: Strangers,
+    sources: Sources,
+    vouchers: Arc<Vouchers>,
+    redirected: Redirected,
     outputs: VecDeque<Output>,
     reply: Box<[u8; REPLY]>,
     reply_len: usize,
@@ -523,20 +571,32 @@ impl Server {
         let mut rng = ChaCha12Rng::from_seed(seed);
         let mut secret = || [rng.next_u64(), rng.next_u64()];
         let (table, strangers) = (Table::new(secret()), Strangers::new(secret()));
+        let known = KnownKeys::new(secret());
+        let (sources, vouchers) = (Sources::new(secret()), Arc::new(Vouchers::new(secret())));
         Self {
             worker,
             relay_address,
             epoch,
             directory: Directory::new(&settings),
+            known,
+            nonce_keys: NonceKeys::new(&settings.nonce_keys),
             settings,
             rng,
             table,
             strangers,
+            sources,
+            vouchers,
+            redirected: Redirected::default(),
             outputs: VecDeque::new(),
             reply: Box::new([0; REPLY]),
             reply_len: 0,
             nat_discovery: None,
         }
+    }
+
+    /// Shares what the servers of a node have to know of one another's redirects.
+    pub fn share_vouchers(&mut self, vouchers: Arc<Vouchers>) {
+        self.vouchers = vouchers;
     }
 
     /// The worker it belongs to.
@@ -619,8 +679,14 @@ impl Server {
         if let Some(worker) = self.elsewhere(&request, host) {
             return Verdict::Elsewhere(worker);
         }
+        if self.settings.restoring && request.message.method() != Method::Allocate && self.meant(&request).is_none() {
+            return Verdict::Drop(DropReason::NotReady);
+        }
         if self.is_one_too_many(&request) {
             return Verdict::Drop(DropReason::TooManyStrangers);
+        }
+        if let Some(verdict) = self.redirect(&request) {
+            return verdict;
         }
         if request.message.method() == Method::ConnectionBind {
             request.control = control_of(&request, host);
@@ -673,9 +739,24 @@ impl Server {
         self.table.next_deadline()
     }
 
+    /// Whether a five-tuple has an allocation here.
+    pub fn serves(&self, now: Now, five_tuple: &FiveTuple) -> bool {
+        self.live(now, five_tuple).is_some()
+    }
+
     /// Allocations held.
     pub fn allocations(&self) -> usize {
         self.table.len()
+    }
+
+    /// Allocations held, by the transport of their clients: UDP, TCP, TLS, DTLS.
+    pub fn allocations_by_transport(&self) -> [usize; 4] {
+        self.table.by_transport()
+    }
+
+    /// Clients sent elsewhere since the beginning, by why.
+    pub fn redirected(&self) -> Redirected {
+        self.redirected
     }
 
     /// The record of every live allocation under the present epoch, for a resync or a compaction.

@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::auth::User;
+use super::relays::Relays;
 use super::reply::Request;
-use super::{Server, Verdict};
+use super::table::{Allocation, Slot};
+use super::{Output, Server, Verdict};
+use crate::Family;
 use crate::wire::ErrorCode;
-use crate::{Family, Policy};
 
 /// RFC 8656 §9: the Permission Lifetime.
 pub(super) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
@@ -30,21 +32,9 @@ impl Permissions {
         }
     }
 
-    /// Forgets what has ended.
-    pub(super) fn purge(&mut self, now: Instant) {
-        self.0.retain(|(_, deadline)| *deadline > now);
-    }
-
-    /// Forgets what a policy forbids; whether there was any.
-    pub(super) fn enforce(&mut self, policy: &Policy) -> bool {
-        let before = self.0.len();
-        self.0.retain(|(ip, _)| policy.check_ip(*ip).is_ok());
-        self.0.len() != before
-    }
-
-    /// Forgets a family, whose relayed address has gone (RFC 8656 §8.1).
-    pub(super) fn forget(&mut self, family: Family) {
-        self.0.retain(|(ip, _)| Family::of(*ip) != family);
+    /// Forgets some, which are handed out.
+    fn take(&mut self, gone: impl Fn(IpAddr, Instant) -> bool) -> impl Iterator<Item = IpAddr> {
+        self.0.extract_if(.., move |(ip, deadline)| gone(*ip, *deadline)).map(|(ip, _)| ip)
     }
 
     /// How many there would be with these IPs too, each of which is named once.
@@ -63,6 +53,42 @@ impl Permissions {
 }
 
 impl Server {
+    /// Installs or refreshes a permission, and says so to whoever filters.
+    pub(super) fn permit(&mut self, slot: Slot, peer: IpAddr, until: Instant) {
+        let allocation = self.table.get_mut(slot);
+        allocation.permissions.install(peer, until);
+        if let Some(relay) = allocation.relays().of(Family::of(peer)) {
+            self.outputs.push_back(Output::Permit { relayed: relay.address, peer, until });
+        }
+    }
+
+    /// Forgets the permissions that have ended.
+    pub(super) fn purge_permissions(&mut self, slot: Slot, now: Instant) {
+        let allocation = self.table.get_mut(slot);
+        let relays = *allocation.relays();
+        self.outputs.extend(forbid(relays, allocation.permissions.take(|_, deadline| deadline <= now)));
+    }
+
+    /// Forgets the permissions that the policy forbids; whether there was any.
+    pub(super) fn enforce_on_permissions(&mut self, slot: Slot) -> bool {
+        let allocation = self.table.get_mut(slot);
+        let (relays, policy, before) = (*allocation.relays(), &self.settings.policy, self.outputs.len());
+        self.outputs.extend(forbid(relays, allocation.permissions.take(|ip, _| policy.check_ip(ip).is_err())));
+        self.outputs.len() != before
+    }
+
+    /// Forgets the permissions of a family, whose relayed address is about to go (RFC 8656 §8.1).
+    pub(super) fn forget_permissions(&mut self, slot: Slot, family: Family) {
+        let allocation = self.table.get_mut(slot);
+        let relays = *allocation.relays();
+        self.outputs.extend(forbid(relays, allocation.permissions.take(|ip, _| Family::of(ip) == family)));
+    }
+
+    /// The permissions of an allocation that is gone go with it.
+    pub(super) fn take_back_permissions(&mut self, allocation: &Allocation) {
+        self.outputs.extend(forbid(*allocation.relays(), allocation.permissions.iter().map(|(ip, _)| ip)));
+    }
+
     /// RFC 8656 §10.2: all peers or none.
     pub(super) fn create_permission(&mut self, request: &Request<'_>, user: &User<'_>) -> Result<Verdict, ErrorCode> {
         let slot = self.held(request, user)?;
@@ -84,18 +110,24 @@ impl Server {
             return Err(ErrorCode::FORBIDDEN);
         }
         let limit = self.settings.limits.permissions_per_allocation;
-        let permissions = &mut self.table.get_mut(slot).permissions;
-        permissions.purge(request.now.mono);
-        if permissions.len_with(&ips) > limit {
+        self.purge_permissions(slot, request.now.mono);
+        if self.table.get(slot).permissions.len_with(&ips) > limit {
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         }
         for ip in ips {
-            permissions.install(ip, request.now.mono + PERMISSION_LIFETIME);
+            self.permit(slot, ip, request.now.mono + PERMISSION_LIFETIME);
         }
         self.heard_from(request.now, slot, &request.from);
         self.record(slot, request.now);
         Ok(self.success(request, user, |_| {}))
     }
+}
+
+fn forbid(relays: Relays, gone: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = Output> {
+    gone.filter_map(move |peer| {
+        let relay = relays.of(Family::of(peer))?;
+        Some(Output::Forbid { relayed: relay.address, peer })
+    })
 }
 
 #[cfg(test)]
@@ -223,6 +255,50 @@ mod tests {
     }
 
     #[test]
+    fn whoever_filters_is_told() {
+        // What is said from here on, without the records.
+        let said = |lab: &mut Lab| -> Vec<(bool, String)> {
+            let outputs = lab.all_outputs();
+            let told = |output| match output {
+                Output::Permit { relayed, peer, until } => {
+                    assert_eq!((relayed, until), (lab.relayed(), lab.now.mono + super::PERMISSION_LIFETIME));
+                    Some((true, peer.to_string()))
+                }
+                Output::Forbid { relayed, peer } => {
+                    assert_eq!(relayed, lab.relayed());
+                    Some((false, peer.to_string()))
+                }
+                _ => None,
+            };
+            outputs.into_iter().filter_map(told).collect()
+        };
+        let mut lab = Lab::allocated();
+        assert_eq!(create(&mut lab, &["192.0.2.1:0", "192.0.2.2:0"]), 0);
+        assert_eq!(said(&mut lab), [(true, "192.0.2.1".into()), (true, "192.0.2.2".into())]);
+        lab.pass(200);
+        assert_eq!(lab.bind(0x4000, "192.0.2.1:9"), 0);
+        assert_eq!(said(&mut lab), [(true, "192.0.2.1".into())], "refreshed");
+        lab.pass(100);
+        assert_eq!(create(&mut lab, &["192.0.2.3:0"]), 0);
+        assert_eq!(said(&mut lab), [(false, "192.0.2.2".into()), (true, "192.0.2.3".into())], "what has ended goes");
+        lab.configure(|settings| {
+            settings.policy.denied.push(crate::policy::Network { address: ip("192.0.2.1"), prefix: 32 });
+        });
+        assert_eq!(said(&mut lab), [(false, "192.0.2.1".into())], "a new policy");
+        let record = lab.server.records(lab.now).next().expect("one");
+        assert_eq!(lab.refresh(0), 0);
+        assert_eq!(said(&mut lab), [(false, "192.0.2.3".into())], "with the allocation");
+        let mut lab = Lab::new();
+        lab.restore(record);
+        let until = lab.now.mono + super::PERMISSION_LIFETIME;
+        let outputs = lab.all_outputs();
+        assert!(
+            matches!(&outputs[..], [Output::Permit { peer, until: told, .. }] if *peer == ip("192.0.2.3") && *told <= until),
+            "restored: {outputs:?}"
+        );
+    }
+
+    #[test]
     fn known_but_unexpected_attributes_are_ignored() {
         // RFC 8489 §6.3.
         let mut lab = Lab::allocated();
@@ -232,7 +308,7 @@ mod tests {
             writer.raw(0x000D, &[0, 0, 0, 0]);
         });
         assert_eq!(reply.code(), 0);
-        assert!(!lab.outputs().iter().any(|output| matches!(output, Output::Release { .. })));
+        assert!(!lab.all_outputs().iter().any(|output| matches!(output, Output::Release { .. })));
         assert_eq!(lab.server.allocations(), 1);
     }
 }

@@ -34,7 +34,7 @@ impl Server {
             if ticket.is_some() {
                 next = self.begin_move(slot, request);
             }
-            self.table.get_mut(slot).session = user.session;
+            self.table.get_mut(slot).set_session(user.session);
             self.table.set_deadline(slot, family, request.now.mono + lifetime);
             self.record(slot, request.now);
             remaining(lifetime)

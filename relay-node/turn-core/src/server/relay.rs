@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rand_core::Rng;
 
-use super::table::Slot;
+use super::table::{Metered, Slot};
 use super::{DropReason, Head, Host, IpMeta, Now, Out, Route, Server, Verdict};
 use crate::meter::{Direction, Meter};
 use crate::wire::attribute::XorPeerAddress;
@@ -58,34 +58,49 @@ impl Server {
         } else {
             ip
         };
-        if !self.admit(slot, Direction::ToPeer, now, payload.len()) {
-            return Verdict::Drop(DropReason::Bandwidth);
+        if let Err(reason) = self.admit(slot, Direction::ToPeer, now, payload.len()) {
+            return Verdict::Drop(reason);
         }
-        Verdict::Send { out, head: Head::EMPTY, payload, padding: 0, ip }
+        let account = self.table.get(slot).account;
+        Verdict::Send { out, head: Head::EMPTY, payload, padding: 0, ip, account }
     }
 
-    /// Whether the bandwidth of the allocation, its user and the node allows for so many bytes more.
-    fn admit(&mut self, slot: Slot, direction: Direction, now: Now, bytes: usize) -> bool {
+    /// Whether the rates of the allocation, its user and the node allow for one packet more, of so many bytes.
+    fn admit(&mut self, slot: Slot, direction: Direction, now: Now, bytes: usize) -> Result<(), DropReason> {
         let limits = &self.settings.limits;
         if !limits.has_rates() {
-            return true;
+            return Ok(());
         }
-        let allocation = self.table.get_mut(slot);
-        let shared = |meter: &Option<Arc<Meter>>, rate| match meter {
-            Some(meter) => meter.admit(direction, now.mono, bytes, rate),
-            None => true,
+        let Metered { own, shared } = self.table.get_mut(slot).metered.get_or_insert_default().as_mut();
+        let packet_of = |meter: &Option<Arc<Meter>>, rate| {
+            meter.as_ref().is_none_or(|meter| meter.admit_packet(direction, now.mono, rate))
         };
-        allocation.meter.admit(direction, now.mono, bytes, limits.bytes_per_allocation)
-            && shared(&allocation.meters.user, limits.bytes_per_user)
-            && shared(&allocation.meters.node, limits.bytes_per_node)
+        let bytes_of = |meter: &Option<Arc<Meter>>, rate| {
+            meter.as_ref().is_none_or(|meter| meter.admit(direction, now.mono, bytes, rate))
+        };
+        if !own.admit_packet(direction, now.mono, limits.packets_per_allocation)
+            || !packet_of(&shared.user, limits.packets_per_user)
+        {
+            return Err(DropReason::PacketRate);
+        }
+        let admitted = own.admit(direction, now.mono, bytes, limits.bytes_per_allocation)
+            && bytes_of(&shared.user, limits.bytes_per_user)
+            && bytes_of(&shared.node, limits.bytes_per_node);
+        if admitted { Ok(()) } else { Err(DropReason::Bandwidth) }
+    }
+
+    /// Has what an allocation sends counted.
+    pub(super) fn open_account(&mut self, slot: Slot, restored: bool, host: &mut impl Host) {
+        let allocation = self.table.get_mut(slot);
+        allocation.account = host.account(allocation.id, &allocation.username, restored);
     }
 
     /// Lets an allocation share in the bandwidth of its user and of the node, where that is limited.
     pub(super) fn join_meters(&mut self, slot: Slot, host: &mut impl Host) {
-        let limits = &self.settings.limits;
-        if limits.bytes_per_user != 0 || limits.bytes_per_node != 0 {
+        if self.settings.limits.has_shared_rates() {
             let allocation = self.table.get_mut(slot);
-            allocation.meters = host.meters(credential::quota_key(&allocation.username));
+            let meters = host.meters(credential::quota_key(&allocation.username));
+            allocation.metered.get_or_insert_default().shared = meters;
         }
     }
 
@@ -139,9 +154,9 @@ impl Server {
         if !stream && usize::from(head.len) + packet.len() + padding > max_datagram(to.client) {
             return Verdict::Drop(DropReason::TooLong);
         }
-        let path = allocation.path();
-        if !self.admit(slot, Direction::ToClient, now, packet.len()) {
-            return Verdict::Drop(DropReason::Bandwidth);
+        let (path, account) = (allocation.path(), allocation.account);
+        if let Err(reason) = self.admit(slot, Direction::ToClient, now, packet.len()) {
+            return Verdict::Drop(reason);
         }
         Verdict::Send {
             out: Out::Client { to, path },
@@ -150,6 +165,7 @@ impl Server {
             padding: padding as u8,
             // RFC 8656 §16: on a stream the connection's own.
             ip: if stream { IpMeta::default() } else { ip },
+            account,
         }
     }
 }

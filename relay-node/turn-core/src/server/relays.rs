@@ -1,6 +1,7 @@
 //! The relayed addresses of an allocation: one, or one of each family (RFC 8656 §7.2, "dual allocation"), each with a
 //! time-to-expiry of its own (RFC 8656 §8.1).
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use super::{BindError, BindRequest, Bound, Host};
@@ -15,23 +16,56 @@ pub(super) struct Relay {
     pub(super) deadline: Instant,
 }
 
-/// At most one relayed address per family; none only while an allocation is taken apart.
+/// At most one relayed address per family; none only while an allocation is taken apart. Without what every address of
+/// the family has in common: an allocation keeps this.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Relays([Option<Relay>; 2]);
+pub(super) struct Relays {
+    v4: Option<Held<Ipv4Addr>>,
+    v6: Option<Held<Ipv6Addr>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held<Ip> {
+    bound: Ip,
+    advertised: Ip,
+    port: u16,
+    deadline: Instant,
+}
+
+impl<Ip: Copy + Into<IpAddr>> Held<Ip> {
+    fn relay(&self) -> Relay {
+        let address = |ip: Ip| SocketAddr::new(ip.into(), self.port);
+        let address = RelayedAddr { bound: address(self.bound), advertised: address(self.advertised) };
+        Relay { address, deadline: self.deadline }
+    }
+}
 
 impl Relays {
     /// The first of each family counts.
     pub(super) fn new(relays: impl IntoIterator<Item = Relay>) -> Self {
         let mut by_family = Self::default();
-        for relay in relays {
-            by_family.0[place(relay.address.family())].get_or_insert(relay);
+        for Relay { address, deadline } in relays {
+            let port = address.port();
+            match (address.bound.ip(), address.advertised.ip()) {
+                (IpAddr::V4(bound), IpAddr::V4(advertised)) => {
+                    by_family.v4.get_or_insert(Held { bound, advertised, port, deadline });
+                }
+                (IpAddr::V6(bound), IpAddr::V6(advertised)) => {
+                    by_family.v6.get_or_insert(Held { bound, advertised, port, deadline });
+                }
+                // Nobody translates between families: of no host.
+                _ => {}
+            }
         }
         by_family
     }
 
     /// The address of a family, ended or not.
     pub(super) fn of(&self, family: Family) -> Option<Relay> {
-        self.0[place(family)]
+        match family {
+            Family::V4 => self.v4.as_ref().map(Held::relay),
+            Family::V6 => self.v6.as_ref().map(Held::relay),
+        }
     }
 
     /// The address of a family that has not ended.
@@ -39,47 +73,59 @@ impl Relays {
         self.of(family).filter(|relay| relay.deadline > now).map(|relay| relay.address)
     }
 
+    /// Whether one of them is bound there.
+    pub(super) fn has_bound(&self, bound: &SocketAddr) -> bool {
+        self.of(Family::of(bound.ip())).is_some_and(|relay| relay.address.bound == *bound)
+    }
+
     /// IPv4 first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Relay> + '_ {
-        self.0.iter().flatten().copied()
+        [Family::V4, Family::V6].into_iter().filter_map(|family| self.of(family))
+    }
+
+    fn ends(&self) -> impl Iterator<Item = Instant> {
+        let ends = [self.v4.as_ref().map(|held| held.deadline), self.v6.as_ref().map(|held| held.deadline)];
+        ends.into_iter().flatten()
     }
 
     /// When the first of them ends.
     pub(super) fn first_end(&self) -> Option<Instant> {
-        self.iter().map(|relay| relay.deadline).min()
+        self.ends().min()
     }
 
     /// When the last of them ends.
     pub(super) fn last_end(&self) -> Option<Instant> {
-        self.iter().map(|relay| relay.deadline).max()
+        self.ends().max()
     }
 
-    /// Moves the end of one family, or of all.
-    pub(super) fn set_deadline(&mut self, family: Option<Family>, deadline: Instant) {
-        for relay in self.0.iter_mut().flatten() {
-            if family.is_none_or(|family| relay.address.family() == family) {
-                relay.deadline = deadline;
+    fn change_ends(&mut self, family: Option<Family>, change: impl Fn(Instant) -> Instant) {
+        let v4 = self.v4.as_mut().map(|held| (Family::V4, &mut held.deadline));
+        let v6 = self.v6.as_mut().map(|held| (Family::V6, &mut held.deadline));
+        for (of, deadline) in v4.into_iter().chain(v6) {
+            if family.is_none_or(|family| family == of) {
+                *deadline = change(*deadline);
             }
         }
     }
 
+    /// Moves the end of one family, or of all.
+    pub(super) fn set_deadline(&mut self, family: Option<Family>, deadline: Instant) {
+        self.change_ends(family, |_| deadline);
+    }
+
     /// Brings the end of each nearer.
     pub(super) fn shorten(&mut self, deadline: Instant) {
-        for relay in self.0.iter_mut().flatten() {
-            relay.deadline = relay.deadline.min(deadline);
-        }
+        self.change_ends(None, |end| end.min(deadline));
     }
 
     /// Takes one out.
     pub(super) fn remove(&mut self, family: Family) -> Option<Relay> {
-        self.0[place(family)].take()
-    }
-}
-
-fn place(family: Family) -> usize {
-    match family {
-        Family::V4 => 0,
-        Family::V6 => 1,
+        let relay = self.of(family);
+        match family {
+            Family::V4 => self.v4 = None,
+            Family::V6 => self.v6 = None,
+        }
+        relay
     }
 }
 

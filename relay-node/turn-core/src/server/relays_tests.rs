@@ -19,7 +19,7 @@ fn dual(writer: &mut MessageWriter<'_>) {
     writer.attribute(&AdditionalAddressFamily(2));
 }
 
-fn relayed_of(message: &Message<'_>) -> Vec<std::net::SocketAddr> {
+fn relayed_of(message: &Message<'_>) -> Vec<SocketAddr> {
     message.relayed_addresses().map(|address| address.expect("well-formed").0).collect()
 }
 
@@ -105,7 +105,7 @@ fn even_port_is_for_both_and_the_r_bit_for_neither() {
         dual(writer);
         writer.attribute(&EvenPort { reserve_next: false });
     });
-    let ports: Vec<u16> = relayed_of(&reply.message()).iter().map(std::net::SocketAddr::port).collect();
+    let ports: Vec<u16> = relayed_of(&reply.message()).iter().map(SocketAddr::port).collect();
     assert!(ports.len() == 2 && ports.iter().all(|port| port.is_multiple_of(2)), "{ports:?}");
     // RFC 8656 §7.2, item 8.
     let mut lab = Lab::new();

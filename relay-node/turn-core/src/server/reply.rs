@@ -7,7 +7,8 @@ use super::table::Slot;
 use super::{Now, Out, Server, Verdict};
 use crate::wire::attribute::Software;
 use crate::wire::{
-    AttributeSet, AttributeType, Class, ErrorCode, Message, MessageWriter, Method, TransactionId, WriteError,
+    AttributeSet, AttributeType, Class, ErrorCode, Message, MessageWriter, Method, PreparedKey, TransactionId,
+    WriteError,
 };
 use crate::{FiveTuple, IntegrityKey, Path};
 
@@ -52,6 +53,20 @@ impl Request<'_> {
     }
 }
 
+/// What an answer is signed with.
+#[derive(Clone, Copy)]
+pub(super) struct Signer<'a> {
+    key: &'a IntegrityKey,
+    /// The same key, where it is kept prepared.
+    prepared: Option<&'a PreparedKey>,
+}
+
+impl<'a> From<&'a IntegrityKey> for Signer<'a> {
+    fn from(key: &'a IntegrityKey) -> Self {
+        Self { key, prepared: None }
+    }
+}
+
 /// What is kept of a request that is answered later.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
@@ -80,7 +95,8 @@ impl Server {
         user: &User<'_>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
-        self.reply_with(request, Class::Success, Some(&user.key), write)
+        let signer = Signer { key: &user.key, prepared: user.prepared };
+        self.answer(&request.asked(), Class::Success, Some(signer), write)
     }
 
     /// An error answer, signed if there is a key.
@@ -130,7 +146,7 @@ impl Server {
         key: Option<&IntegrityKey>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
-        self.answer(&request.asked(), class, key, write)
+        self.answer(&request.asked(), class, key.map(Signer::from), write)
     }
 
     /// As [`Server::reply_with`], to a request of now or of before.
@@ -138,17 +154,20 @@ impl Server {
         &mut self,
         asked: &Asked,
         class: Class,
-        key: Option<&IntegrityKey>,
+        signer: Option<Signer<'_>>,
         write: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Verdict {
         let Asked { from, path, method, transaction_id, fingerprint } = *asked;
         let mut writer = MessageWriter::new(&mut self.reply[..], class, method, transaction_id);
         write(&mut writer);
-        if let Some(key) = key {
+        if let Some(Signer { key, prepared }) = signer {
             if matches!(method, Method::Allocate | Method::Refresh) {
                 writer.attribute(&SOFTWARE);
             }
-            key.sign(&mut writer);
+            match prepared {
+                Some(prepared) => drop(writer.sign_prepared(prepared)),
+                None => key.sign(&mut writer),
+            }
         }
         // RFC 8489 §14.7 leaves it to each side; a client that sends it may need it to tell STUN from its media.
         if fingerprint {

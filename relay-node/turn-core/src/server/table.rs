@@ -2,7 +2,7 @@
 //! its five-tuple, each of its bound relayed addresses, its id and, if it has one, its connection, and has one timer.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
 use super::icmp::IcmpBudget;
+use super::index::Index;
 use super::mobility::{Mobility, Move};
 use super::permission::Permissions;
 use super::relays::{Relay, Relays};
@@ -20,7 +21,10 @@ use crate::ticket::Ticket;
 use crate::wire::TransactionId;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::error_code::AddressErrorCode;
-use crate::{AllocationId, ConnectionId, Family, FiveTuple, Path, PeerTransport, Session};
+use crate::{
+    AccountId, AllocationId, ConnectionId, Family, FiveTuple, ListenerId, MemberId, Path, PeerTransport, Session,
+    Transport,
+};
 
 /// Place of an allocation while it lives.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -32,38 +36,77 @@ impl Slot {
     }
 }
 
-/// An allocation (RFC 8656 §6).
+/// An allocation (RFC 8656 §6). What most have none of is on the heap, so that an idle one is small.
 #[derive(Debug)]
 pub(super) struct Allocation {
     pub(super) id: AllocationId,
     five_tuple: FiveTuple,
-    path: Path,
+    way: Way,
     relays: Relays,
     /// USERNAME of the Allocate, or what stands for its access token.
     pub(super) username: Box<[u8]>,
-    /// Of the Allocate, to know it again (RFC 8656 §7.2, note); unknown after a restore.
+    /// Of the Allocate, to know it again (RFC 8656 §7.2, note).
     pub(super) transaction_id: Option<TransactionId>,
-    /// ADDRESS-ERROR-CODE of the success answer, for a retransmission of the request.
-    pub(super) address_error: Option<AddressErrorCode>,
-    /// RESERVATION-TOKEN of the success answer, for a retransmission of the request.
-    pub(super) reservation: Option<ReservationToken>,
-    /// What is left of the access token it was made or last refreshed with (RFC 7635).
-    pub(super) session: Option<Session>,
     /// Unix milliseconds.
     pub(super) created_at: u64,
     /// Ownership under which it was last written.
     pub(super) epoch: u64,
     pub(super) sequence: u64,
+    pub(super) account: AccountId,
     pub(super) permissions: Permissions,
     pub(super) channels: Channels,
-    pub(super) icmp: IcmpBudget,
-    pub(super) meter: OwnMeter,
-    /// Joined where a limit is set.
-    pub(super) meters: Meters,
-    /// On the heap: most clients are not mobile.
+    /// Where the bandwidth is limited.
+    pub(super) metered: Option<Box<Metered>>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What counts for the bandwidth of an allocation.
+#[derive(Debug, Default)]
+pub(super) struct Metered {
+    pub(super) own: OwnMeter,
+    pub(super) shared: Meters,
+}
+
+/// What few allocations have.
+#[derive(Debug, Default)]
+struct Rare {
+    address_error: Option<AddressErrorCode>,
+    reservation: Option<(ReservationToken, u64)>,
+    session: Option<Session>,
+    icmp: IcmpBudget,
+    /// Of a mobile client.
     mobility: Option<Box<Mobility>>,
     /// Of a TCP allocation.
     peer_connections: Option<PeerConnections>,
+}
+
+/// A [`Path`], small: the proxies of few clients are on the heap.
+#[derive(Debug)]
+enum Way {
+    Listener(ListenerId),
+    Proxied(Box<(ListenerId, SocketAddr)>),
+    Connection(ConnectionId),
+    Ingress(MemberId),
+}
+
+impl Way {
+    fn new(path: Path) -> Self {
+        match path {
+            Path::Listener(listener) => Self::Listener(listener),
+            Path::Proxied(listener, proxy) => Self::Proxied(Box::new((listener, proxy))),
+            Path::Connection(connection) => Self::Connection(connection),
+            Path::Ingress(member) => Self::Ingress(member),
+        }
+    }
+
+    fn path(&self) -> Path {
+        match self {
+            Self::Listener(listener) => Path::Listener(*listener),
+            Self::Proxied(proxied) => Path::Proxied(proxied.0, proxied.1),
+            Self::Connection(connection) => Path::Connection(*connection),
+            Self::Ingress(member) => Path::Ingress(*member),
+        }
+    }
 }
 
 /// What an allocation begins with; the rest of it is empty.
@@ -84,23 +127,78 @@ impl Allocation {
     }
 
     pub(super) fn path(&self) -> Path {
-        self.path
+        self.way.path()
     }
 
     pub(super) fn relays(&self) -> &Relays {
         &self.relays
     }
 
+    /// ADDRESS-ERROR-CODE of the success answer, for a retransmission of the request.
+    pub(super) fn address_error(&self) -> Option<AddressErrorCode> {
+        self.rare.as_ref()?.address_error
+    }
+
+    /// RESERVATION-TOKEN of the success answer, for a retransmission of the request, and Unix ms of its end.
+    pub(super) fn reservation(&self) -> Option<(ReservationToken, u64)> {
+        self.rare.as_ref()?.reservation
+    }
+
+    /// What is left of the access token it was made or last refreshed with (RFC 7635).
+    pub(super) fn session(&self) -> Option<Session> {
+        self.rare.as_ref()?.session
+    }
+
+    pub(super) fn set_session(&mut self, session: Option<Session>) {
+        if session != self.session() {
+            self.rare_mut().session = session;
+        }
+    }
+
+    /// Keeps what the success answer says beside addresses and lifetime.
+    pub(super) fn set_answer(
+        &mut self,
+        address_error: Option<AddressErrorCode>,
+        reservation: Option<(ReservationToken, u64)>,
+    ) {
+        if address_error.is_some() || reservation.is_some() {
+            let rare = self.rare_mut();
+            (rare.address_error, rare.reservation) = (address_error, reservation);
+        }
+    }
+
+    /// How much its client is told of the network's errors.
+    pub(super) fn icmp(&mut self) -> &mut IcmpBudget {
+        &mut self.rare_mut().icmp
+    }
+
     /// Of a mobile client (RFC 8016).
     pub(super) fn mobility(&self) -> Option<&Mobility> {
-        self.mobility.as_deref()
+        self.rare.as_ref()?.mobility.as_deref()
+    }
+
+    fn mobility_mut(&mut self) -> Option<&mut Mobility> {
+        self.rare.as_mut()?.mobility.as_deref_mut()
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn moving(&self) -> Option<&Move> {
+        self.mobility()?.moving.as_ref()
+    }
+
+    /// Whether it is its only five-tuple, or one of the two it has during a move.
+    fn has(&self, five_tuple: &FiveTuple) -> bool {
+        self.five_tuple == *five_tuple || self.moving().is_some_and(|moving| moving.to == *five_tuple)
     }
 
     /// The way to one of its two five-tuples during a move, to its only one else.
     pub(super) fn path_of(&self, five_tuple: &FiveTuple) -> Path {
-        match self.mobility.as_ref().and_then(|mobility| mobility.moving) {
+        match self.moving() {
             Some(moving) if moving.to == *five_tuple => moving.path,
-            _ => self.path,
+            _ => self.path(),
         }
     }
 
@@ -110,12 +208,12 @@ impl Allocation {
     }
 
     pub(super) fn peer_transport(&self) -> PeerTransport {
-        if self.peer_connections.is_some() { PeerTransport::Tcp } else { PeerTransport::Udp }
+        if self.peer_connections().is_some() { PeerTransport::Tcp } else { PeerTransport::Udp }
     }
 
     /// Of a TCP allocation (RFC 6062).
     pub(super) fn peer_connections(&self) -> Option<&PeerConnections> {
-        self.peer_connections.as_ref()
+        self.rare.as_ref()?.peer_connections.as_ref()
     }
 }
 
@@ -123,12 +221,14 @@ impl Allocation {
 pub(super) struct Table {
     slots: Vec<Option<Allocation>>,
     free: Vec<Slot>,
-    slot_by_five_tuple: HashMap<FiveTuple, Slot, SecretState>,
+    secret: SecretState,
+    slot_by_five_tuple: Index,
     /// By [`RelayedAddr::bound`]. The relay chose the ports and the ids below, so a plain hash is enough there.
-    slot_by_bound: HashMap<SocketAddr, Slot, FxBuildHasher>,
-    slot_by_id: HashMap<AllocationId, Slot, FxBuildHasher>,
+    slot_by_bound: Index,
+    slot_by_id: Index,
     slot_by_connection: HashMap<ConnectionId, Slot, FxBuildHasher>,
     slot_by_ticket: HashMap<Ticket, Slot, FxBuildHasher>,
+    by_transport: [usize; 4],
     timers: Timers,
     /// Of peer connections that wait for something: the earliest of each allocation.
     connection_timers: Timers,
@@ -140,11 +240,13 @@ impl Table {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            slot_by_five_tuple: HashMap::with_hasher(SecretState(secret)),
-            slot_by_bound: HashMap::default(),
-            slot_by_id: HashMap::default(),
+            secret: SecretState(secret),
+            slot_by_five_tuple: Index::default(),
+            slot_by_bound: Index::default(),
+            slot_by_id: Index::default(),
             slot_by_connection: HashMap::default(),
             slot_by_ticket: HashMap::default(),
+            by_transport: [0; 4],
             timers: Timers::default(),
             connection_timers: Timers::default(),
         }
@@ -154,16 +256,22 @@ impl Table {
         self.slot_by_id.len()
     }
 
+    /// Allocations by the transport of their clients, in the order of [`Transport`].
+    pub(super) fn by_transport(&self) -> [usize; 4] {
+        self.by_transport
+    }
+
     pub(super) fn by_five_tuple(&self, five_tuple: &FiveTuple) -> Option<Slot> {
-        self.slot_by_five_tuple.get(five_tuple).copied()
+        let hash = self.secret.hash_one(five_tuple);
+        self.slot_by_five_tuple.find(hash, |slot| self.get(slot).has(five_tuple))
     }
 
     pub(super) fn by_bound(&self, bound: &SocketAddr) -> Option<Slot> {
-        self.slot_by_bound.get(bound).copied()
+        self.slot_by_bound.find(plain_hash(bound), |slot| self.get(slot).relays.has_bound(bound))
     }
 
     pub(super) fn by_id(&self, id: AllocationId) -> Option<Slot> {
-        self.slot_by_id.get(&id).copied()
+        self.slot_by_id.find(plain_hash(&id), |slot| self.get(slot).id == id)
     }
 
     pub(super) fn by_connection(&self, connection: ConnectionId) -> Option<Slot> {
@@ -199,9 +307,9 @@ impl Table {
         let Beginning { id, five_tuple, path, relays, peer_transport, username, created_at } = beginning;
         let connection = connection(path);
         let first_end = relays.first_end()?;
-        if self.slot_by_five_tuple.contains_key(&five_tuple)
-            || relays.iter().any(|relay| self.slot_by_bound.contains_key(&relay.address.bound))
-            || self.slot_by_id.contains_key(&id)
+        if self.by_five_tuple(&five_tuple).is_some()
+            || relays.iter().any(|relay| self.by_bound(&relay.address.bound).is_some())
+            || self.by_id(id).is_some()
             || connection.is_some_and(|connection| self.slot_by_connection.contains_key(&connection))
         {
             return None;
@@ -210,32 +318,30 @@ impl Table {
             self.slots.push(None);
             Slot((self.slots.len() - 1) as u32)
         });
+        let of_tcp = peer_transport == PeerTransport::Tcp;
+        let rare = of_tcp.then(|| Rare { peer_connections: Some(PeerConnections::default()), ..Rare::default() });
         self.slots[slot.index()] = Some(Allocation {
             id,
             five_tuple,
-            path,
+            way: Way::new(path),
             relays,
             username,
             transaction_id: None,
-            address_error: None,
-            reservation: None,
-            session: None,
             created_at,
             epoch: 0,
             sequence: 0,
+            account: AccountId::NONE,
             permissions: Permissions::default(),
             channels: Channels::default(),
-            icmp: IcmpBudget::default(),
-            meter: OwnMeter::default(),
-            meters: Meters::default(),
-            mobility: None,
-            peer_connections: (peer_transport == PeerTransport::Tcp).then(PeerConnections::default),
+            metered: None,
+            rare: rare.map(Box::new),
         });
-        self.slot_by_five_tuple.insert(five_tuple, slot);
+        self.slot_by_five_tuple.insert(self.secret.hash_one(five_tuple), slot);
+        self.by_transport[place(five_tuple.transport)] += 1;
         for relay in relays.iter() {
-            self.slot_by_bound.insert(relay.address.bound, slot);
+            self.slot_by_bound.insert(plain_hash(&relay.address.bound), slot);
         }
-        self.slot_by_id.insert(id, slot);
+        self.slot_by_id.insert(plain_hash(&id), slot);
         if let Some(connection) = connection {
             self.slot_by_connection.insert(connection, slot);
         }
@@ -252,12 +358,13 @@ impl Table {
         }
         let allocation = self.slots[slot.index()].take().expect("slot of a live allocation");
         self.free.push(slot);
-        self.slot_by_five_tuple.remove(&allocation.five_tuple);
+        self.slot_by_five_tuple.remove(self.secret.hash_one(allocation.five_tuple), slot);
+        self.by_transport[place(allocation.five_tuple.transport)] -= 1;
         for relay in allocation.relays.iter() {
-            self.slot_by_bound.remove(&relay.address.bound);
+            self.slot_by_bound.remove(plain_hash(&relay.address.bound), slot);
         }
-        self.slot_by_id.remove(&allocation.id);
-        self.forget_connection(slot, allocation.path);
+        self.slot_by_id.remove(plain_hash(&allocation.id), slot);
+        self.forget_connection(slot, allocation.path());
         self.timers.disarm(slot);
         self.connection_timers.disarm(slot);
         allocation
@@ -265,7 +372,7 @@ impl Table {
 
     /// Gives an allocation its ticket; one that has begun no move.
     pub(super) fn make_mobile(&mut self, slot: Slot, mobility: Mobility) {
-        let before = self.get_mut(slot).mobility.replace(Box::new(mobility));
+        let before = self.get_mut(slot).rare_mut().mobility.replace(Box::new(mobility));
         if let Some(before) = before {
             self.slot_by_ticket.remove(&before.ticket);
         }
@@ -274,9 +381,9 @@ impl Table {
 
     /// Gives a mobile allocation that is in no move a second five-tuple, which nobody has, and the ticket for the next.
     pub(super) fn begin_move(&mut self, slot: Slot, moving: Move, ticket: Ticket) {
-        if let Some(mobility) = self.get_mut(slot).mobility.as_deref_mut() {
+        if let Some(mobility) = self.get_mut(slot).mobility_mut() {
             *mobility = Mobility { ticket, moving: Some(moving) };
-            self.slot_by_five_tuple.insert(moving.to, slot);
+            self.slot_by_five_tuple.insert(self.secret.hash_one(moving.to), slot);
             self.slot_by_ticket.insert(ticket, slot);
             if let Some(connection) = connection(moving.path) {
                 self.slot_by_connection.insert(connection, slot);
@@ -287,10 +394,12 @@ impl Table {
     /// The second five-tuple becomes the only one; what was the first, the way to it, and the ticket that began the move.
     pub(super) fn end_move(&mut self, slot: Slot) -> Option<(FiveTuple, Path, Ticket)> {
         let allocation = self.get_mut(slot);
-        let moving = allocation.mobility.as_mut()?.moving.take()?;
+        let moving = allocation.mobility_mut()?.moving.take()?;
         let from = std::mem::replace(&mut allocation.five_tuple, moving.to);
-        let path = std::mem::replace(&mut allocation.path, moving.path);
-        self.slot_by_five_tuple.remove(&from);
+        let path = std::mem::replace(&mut allocation.way, Way::new(moving.path)).path();
+        self.by_transport[place(from.transport)] -= 1;
+        self.by_transport[place(moving.to.transport)] += 1;
+        self.slot_by_five_tuple.remove(self.secret.hash_one(from), slot);
         self.slot_by_ticket.remove(&moving.by);
         self.forget_connection(slot, path);
         Some((from, path, moving.by))
@@ -299,7 +408,7 @@ impl Table {
     /// The first five-tuple stays the only one. The ticket is good for another move.
     pub(super) fn cancel_move(&mut self, slot: Slot) -> Option<Move> {
         let moving = self.forget_move(slot)?;
-        if let Some(mobility) = self.get_mut(slot).mobility.as_deref_mut() {
+        if let Some(mobility) = self.get_mut(slot).mobility_mut() {
             mobility.moving = None;
         }
         Some(moving)
@@ -308,7 +417,7 @@ impl Table {
     /// Takes what is of a move out of the indexes.
     fn forget_move(&mut self, slot: Slot) -> Option<Move> {
         let moving = self.get(slot).mobility()?.moving?;
-        self.slot_by_five_tuple.remove(&moving.to);
+        self.slot_by_five_tuple.remove(self.secret.hash_one(moving.to), slot);
         self.slot_by_ticket.remove(&moving.by);
         self.forget_connection(slot, moving.path);
         Some(moving)
@@ -316,7 +425,7 @@ impl Table {
 
     /// The connection of a mobile allocation has closed: it waits for its client until then at most.
     pub(super) fn disconnect(&mut self, slot: Slot, deadline: Instant) {
-        self.forget_connection(slot, self.get(slot).path);
+        self.forget_connection(slot, self.get(slot).path());
         self.get_mut(slot).relays.shorten(deadline);
         self.rearm(slot);
     }
@@ -343,7 +452,7 @@ impl Table {
             return None;
         }
         let relay = relays.remove(family)?;
-        self.slot_by_bound.remove(&relay.address.bound);
+        self.slot_by_bound.remove(plain_hash(&relay.address.bound), slot);
         self.rearm(slot);
         Some(relay)
     }
@@ -357,12 +466,13 @@ impl Table {
     /// Changes the datagram way back to the client; a connection is for the life of the allocation.
     pub(super) fn set_datagram_path(&mut self, slot: Slot, five_tuple: &FiveTuple, path: Path) {
         let allocation = self.get_mut(slot);
-        let held = match allocation.mobility.as_mut().and_then(|mobility| mobility.moving.as_mut()) {
-            Some(moving) if moving.to == *five_tuple => &mut moving.path,
-            _ => &mut allocation.path,
-        };
-        if connection(*held).is_none() && connection(path).is_none() {
-            *held = path;
+        let held = allocation.path_of(five_tuple);
+        if held == path || connection(held).is_some() || connection(path).is_some() {
+            return;
+        }
+        match allocation.mobility_mut().and_then(|mobility| mobility.moving.as_mut()) {
+            Some(moving) if moving.to == *five_tuple => moving.path = path,
+            _ => allocation.way = Way::new(path),
         }
     }
 
@@ -372,7 +482,7 @@ impl Table {
         slot: Slot,
         change: impl FnOnce(&mut PeerConnections) -> T,
     ) -> Option<T> {
-        let connections = self.get_mut(slot).peer_connections.as_mut()?;
+        let connections = self.get_mut(slot).rare.as_mut()?.peer_connections.as_mut()?;
         let changed = change(connections);
         match connections.next_deadline() {
             Some(deadline) => self.connection_timers.arm(slot, deadline),
@@ -395,6 +505,15 @@ impl Table {
     pub(super) fn due(&self, now: Instant) -> Option<Slot> {
         self.timers.next().filter(|(deadline, _)| *deadline <= now).map(|(_, slot)| slot)
     }
+}
+
+/// Where a transport stands in [`Table::by_transport`].
+fn place(transport: Transport) -> usize {
+    transport as usize - Transport::Udp as usize
+}
+
+fn plain_hash(name: &impl Hash) -> u64 {
+    FxBuildHasher.hash_one(name)
 }
 
 fn connection(path: Path) -> Option<ConnectionId> {
@@ -483,7 +602,7 @@ mod tests {
     use rand_core::{Rng, SeedableRng};
 
     use super::*;
-    use crate::{ListenerId, RelayedAddr, Transport};
+    use crate::RelayedAddr;
 
     /// Every third has an IPv6 address that ends later.
     fn relays(number: u32, start: Instant) -> Relays {
@@ -525,7 +644,7 @@ mod tests {
                 bound += 1;
             }
             assert_eq!(table.by_id(allocation.id), Some(slot));
-            if let Some(connection) = connection(allocation.path) {
+            if let Some(connection) = connection(allocation.path()) {
                 assert_eq!(table.by_connection(connection), Some(slot));
                 connections += 1;
             }
@@ -571,6 +690,13 @@ mod tests {
             }
             check(&table);
         }
+    }
+
+    #[test]
+    fn an_idle_allocation_is_small() {
+        // What every allocation of a node costs; what few have belongs into `Rare`.
+        let bytes = size_of::<Option<Allocation>>();
+        assert!(bytes <= 392, "{bytes} bytes");
     }
 
     #[test]

@@ -302,7 +302,7 @@ impl Server {
             return Verdict::Done;
         };
         self.pend(slot, id);
-        self.answer(&asked, Class::Success, Some(&key), |writer| {
+        self.answer(&asked, Class::Success, Some((&key).into()), |writer| {
             writer.attribute(&ConnectionId(id.0));
         })
     }
@@ -311,11 +311,12 @@ impl Server {
         let limited = self.settings.limits.bytes_per_allocation != 0;
         let allocation = self.table.get_mut(slot);
         if limited {
-            allocation.meters.allocation.get_or_insert_default();
+            allocation.metered.get_or_insert_default().shared.allocation.get_or_insert_default();
         }
-        let (username, client) = (allocation.username.clone(), allocation.five_tuple().client);
-        let meters = allocation.meters.clone();
-        self.outputs.push_back(Output::Pend { connection, username, client, meters });
+        let (username, client, account) =
+            (allocation.username.clone(), allocation.five_tuple().client, allocation.account);
+        let meters = allocation.metered.as_ref().map(|metered| metered.shared.clone()).unwrap_or_default();
+        self.outputs.push_back(Output::Pend { connection, username, client, meters, account });
     }
 
     /// 447, if a Connect still waits for its answer.
@@ -323,7 +324,7 @@ impl Server {
         let Phase::Connecting { asked, key, .. } = connection.phase else {
             return Verdict::Done;
         };
-        self.answer(&asked, Class::Error, Some(&key), |writer| {
+        self.answer(&asked, Class::Error, Some((&key).into()), |writer| {
             writer.attribute(&ErrorCode::CONNECTION_TIMEOUT_OR_FAILURE);
         })
     }

@@ -2,8 +2,12 @@
 
 use std::ops::Range;
 
+use hmac::Hmac;
+use sha1::Sha1;
+use sha2::Sha256;
+
 use super::attribute::{Attribute, AttributeSet, AttributeType, XorPeerAddress, XorRelayedAddress};
-use super::integrity::{self, FINGERPRINT_LEN, MESSAGE_INTEGRITY_LEN, MESSAGE_INTEGRITY_SHA256_LEN};
+use super::integrity::{self, FINGERPRINT_LEN, MESSAGE_INTEGRITY_LEN, MESSAGE_INTEGRITY_SHA256_LEN, PreparedKey};
 use super::padded;
 
 /// What stands in bytes 4..8 of every message (RFC 8489 §5).
@@ -334,6 +338,10 @@ impl<'a> Message<'a> {
 
     /// Whether MESSAGE-INTEGRITY is there and made with `key` (RFC 8489 §14.5). Compares in constant time.
     pub fn verify_integrity(&self, key: &[u8]) -> bool {
+        self.verify_sha1(integrity::keyed(key))
+    }
+
+    fn verify_sha1(&self, key: Hmac<Sha1>) -> bool {
         self.range(AttributeType::MESSAGE_INTEGRITY).is_some_and(|range| {
             let expected = integrity::message_integrity(key, &self.bytes[..range.start - 4]);
             integrity::constant_time_eq(&self.bytes[range], &expected)
@@ -345,6 +353,10 @@ impl<'a> Message<'a> {
     ///
     /// Whether a truncated value will do is the usage's to say: see [`Message::range`] for its length.
     pub fn verify_integrity_sha256(&self, key: &[u8]) -> bool {
+        self.verify_sha256(integrity::keyed(key))
+    }
+
+    fn verify_sha256(&self, key: Hmac<Sha256>) -> bool {
         self.range(AttributeType::MESSAGE_INTEGRITY_SHA256).is_some_and(|range| {
             if !matches!(range.len(), 16 | 20 | 24 | 28 | 32) {
                 return false;
@@ -353,6 +365,15 @@ impl<'a> Message<'a> {
             let expected = integrity::message_integrity_sha256(key, before, 4 + range.len());
             integrity::constant_time_eq(&self.bytes[range.clone()], &expected[..range.len()])
         })
+    }
+
+    /// Whether the attribute that the key is for is there, as [`Message::verify_integrity`] and
+    /// [`Message::verify_integrity_sha256`] say.
+    pub fn verify_prepared(&self, key: &PreparedKey) -> bool {
+        match key.clone() {
+            PreparedKey::Sha1(key) => self.verify_sha1(key),
+            PreparedKey::Sha256(key) => self.verify_sha256(key),
+        }
     }
 }
 
@@ -490,6 +511,10 @@ impl<'b> MessageWriter<'b> {
 
     /// Appends MESSAGE-INTEGRITY over what was written so far. Only FINGERPRINT may follow.
     pub fn integrity(&mut self, key: &[u8]) -> &mut Self {
+        self.sign_sha1(integrity::keyed(key))
+    }
+
+    fn sign_sha1(&mut self, key: Hmac<Sha1>) -> &mut Self {
         let before = self.len;
         if self.append(AttributeType::MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_LEN - 4).is_some() {
             let (signed, attribute) = self.buffer.split_at_mut(before);
@@ -500,6 +525,10 @@ impl<'b> MessageWriter<'b> {
 
     /// Appends MESSAGE-INTEGRITY-SHA256, not truncated, over what was written so far. Only FINGERPRINT may follow.
     pub fn integrity_sha256(&mut self, key: &[u8]) -> &mut Self {
+        self.sign_sha256(integrity::keyed(key))
+    }
+
+    fn sign_sha256(&mut self, key: Hmac<Sha256>) -> &mut Self {
         let before = self.len;
         if self.append(AttributeType::MESSAGE_INTEGRITY_SHA256, MESSAGE_INTEGRITY_SHA256_LEN - 4).is_some() {
             let (signed, attribute) = self.buffer.split_at_mut(before);
@@ -507,6 +536,15 @@ impl<'b> MessageWriter<'b> {
             attribute[4..MESSAGE_INTEGRITY_SHA256_LEN].copy_from_slice(&value);
         }
         self
+    }
+
+    /// Appends the attribute that the key is for, as [`MessageWriter::integrity`] and
+    /// [`MessageWriter::integrity_sha256`] do.
+    pub fn sign_prepared(&mut self, key: &PreparedKey) -> &mut Self {
+        match key.clone() {
+            PreparedKey::Sha1(key) => self.sign_sha1(key),
+            PreparedKey::Sha256(key) => self.sign_sha256(key),
+        }
     }
 
     /// Appends FINGERPRINT. Nothing may follow.

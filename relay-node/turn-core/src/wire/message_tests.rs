@@ -186,7 +186,8 @@ fn rfc_8489_b_1_userhash_and_sha256() {
     let username = "\u{30DE}\u{30C8}\u{30EA}\u{30C3}\u{30AF}\u{30B9}".as_bytes();
     let key: [u8; 32] = Sha256::digest([username, b":example.org:TheMatrIX"].concat()).into();
     let (before, attribute) = RFC_8489_B_1.split_at(RFC_8489_B_1.len() - MESSAGE_INTEGRITY_SHA256_LEN);
-    let printed = integrity::message_integrity_sha256(&key, before, MESSAGE_INTEGRITY_SHA256_LEN + HEADER);
+    let printed =
+        integrity::message_integrity_sha256(integrity::keyed(&key), before, MESSAGE_INTEGRITY_SHA256_LEN + HEADER);
     assert_eq!(printed, attribute[4..]);
 
     // With the length of RFC 8489 §5, and the HMAC over it.
@@ -215,7 +216,7 @@ fn sha256_verifies_in_the_lengths_it_may_have() {
         let mut attribute = vec![0, 0x1C, 0, u8::try_from(len).expect("short")];
         attribute.resize(4 + padded, 0);
         let mut bytes = request(&attribute);
-        let mac = integrity::message_integrity_sha256(b"key", &bytes[..HEADER], 4 + len);
+        let mac = integrity::message_integrity_sha256(integrity::keyed(b"key"), &bytes[..HEADER], 4 + len);
         let shown = len.min(32);
         bytes[HEADER + 4..HEADER + 4 + shown].copy_from_slice(&mac[..shown]);
         let message = Message::parse(&bytes).expect("well-formed");

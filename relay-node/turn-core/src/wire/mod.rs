@@ -23,7 +23,7 @@ pub mod stream;
 pub use attribute::{Attribute, AttributeSet, AttributeType};
 pub use channel_data::{ChannelData, ChannelDataError, ChannelNumber};
 pub use error_code::ErrorCode;
-pub use integrity::Integrity;
+pub use integrity::{Integrity, PreparedKey};
 pub use message::{
     AttributeError, Class, Message, MessageWriter, Method, ParseError, TransactionId, UnknownAttributes, WriteError,
 };

@@ -4,6 +4,7 @@
 mod support;
 
 mod algorithms;
+mod alternate;
 mod attributes;
 mod credentials;
 mod integrity;

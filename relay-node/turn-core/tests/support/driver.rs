@@ -1,14 +1,15 @@
 //! Bytes as a history: what a fuzzer or a property test makes up, done to a server, with what must hold after each step.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use turn_core::client::{Client, Event, Extensions};
 use turn_core::wire::ChannelNumber;
 use turn_core::{
-    ConnectionId, Family, FiveTuple, Input, IpMeta, Output, Path, PeerAddr, PeerConnectionId, PeerEvent, Policy,
-    Record, RelayedAddr, Server, Settings, Ticket, Transport, Verdict,
+    Alternate, ConnectionId, Family, FiveTuple, Input, IpMeta, Output, Path, PeerAddr, PeerConnectionId, PeerEvent,
+    Policy, Record, RelayedAddr, Server, Settings, Ticket, Transport, Verdict,
 };
 
 use super::{Clock, Held, PATH, Ports, addr, five_tuple};
@@ -31,6 +32,8 @@ struct Driver {
     last_ticket: Vec<Vec<u8>>,
     /// What the server says it has.
     tickets: HashSet<Ticket>,
+    /// As whoever filters what peers send knows it.
+    permitted: HashMap<(RelayedAddr, IpAddr), Instant>,
     records: Vec<Record>,
     draining: bool,
     /// Data connections so far.
@@ -52,6 +55,7 @@ pub fn drive(bytes: &[u8]) {
         places: (0..CLIENTS as u16).collect(),
         last_ticket: vec![Vec::new(); CLIENTS],
         tickets: HashSet::new(),
+        permitted: HashMap::new(),
         records: Vec::new(),
         draining: false,
         data_connections: 0,
@@ -117,7 +121,10 @@ impl Driver {
             11 => {
                 self.draining = !self.draining;
                 let policy = Policy { members: vec![addr(super::SERVER).ip()], ..Policy::default() };
-                let settings = Settings { draining: self.draining, policy, ..super::settings() };
+                let alternate =
+                    |transport| Alternate { transport, address: addr("198.51.100.8:3478"), relays_ipv6: false };
+                let alternates = vec![alternate(Transport::Udp), alternate(Transport::Tcp)];
+                let settings = Settings { draining: self.draining, alternates, policy, ..super::settings() };
                 self.serve(Input::Configure(Arc::new(settings)), &[]);
             }
             12 => {
@@ -297,6 +304,7 @@ impl Driver {
             match output {
                 Output::Release { relayed, .. } => {
                     assert!(self.ports.held.remove(&relayed.advertised).is_some(), "a port is released once");
+                    assert!(!self.permitted.keys().any(|(of, _)| *of == relayed), "nobody may send to nobody");
                 }
                 Output::Pend { connection, username, .. } => {
                     let (_, held) = self.ports.peer_connections.get_mut(&connection).expect("of the host's");
@@ -311,6 +319,10 @@ impl Driver {
                     let known = if held { self.tickets.insert(ticket) } else { self.tickets.remove(&ticket) };
                     assert!(known, "a ticket is held once and let go once");
                 }
+                Output::Permit { relayed, peer, until } => drop(self.permitted.insert((relayed, peer), until)),
+                Output::Forbid { relayed, peer } => {
+                    assert!(self.permitted.remove(&(relayed, peer)).is_some(), "a permission is taken back once");
+                }
                 Output::Record(_) | Output::Close(_) | Output::Serve { .. } => {}
             }
         }
@@ -320,6 +332,13 @@ impl Driver {
     fn check(&self) {
         for (relayed, _) in self.ports.peer_connections.values() {
             assert!(self.ports.held.contains_key(&relayed.advertised), "a connection ends with its allocation");
+        }
+        for record in self.server.records(self.clock.now()) {
+            for (peer, _) in &record.permissions {
+                let relayed = record.relayed.iter().find(|relayed| relayed.family() == Family::of(*peer));
+                let until = relayed.and_then(|relayed| self.permitted.get(&(*relayed, *peer)));
+                assert!(until.is_some_and(|until| *until > self.clock.mono()), "who may send is let through");
+            }
         }
         let mobile = self.server.records(self.clock.now()).filter_map(|record| record.mobility);
         let tickets: usize = mobile.map(|mobility| 1 + usize::from(mobility.moving.is_some())).sum();

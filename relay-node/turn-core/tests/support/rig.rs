@@ -239,7 +239,7 @@ impl Outcome {
 
 /// Gathers a verdict as a worker does.
 pub fn gather(server: &Server, verdict: &Verdict, packet: &[u8]) -> Outcome {
-    let Verdict::Send { out, head, payload, padding, ip } = verdict else {
+    let Verdict::Send { out, head, payload, padding, ip, .. } = verdict else {
         return match verdict {
             Verdict::Reply { .. } => Outcome::Answer(Read::new(server.reply())),
             Verdict::Drop(reason) => Outcome::Silence(Some(*reason)),

@@ -242,6 +242,15 @@ pub fn xor_address(address: SocketAddr, transaction: [u8; 12]) -> Vec<u8> {
     value
 }
 
+/// RFC 8489 §14.1: as it is.
+pub fn address(address: SocketAddr) -> Vec<u8> {
+    let (number, octets) = match address.ip() {
+        IpAddr::V4(ip) => (1, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (2, ip.octets().to_vec()),
+    };
+    [&[0, number][..], &address.port().to_be_bytes(), &octets].concat()
+}
+
 /// The reverse of [`xor_address`].
 pub fn read_xor_address(value: &[u8], transaction: [u8; 12]) -> Option<SocketAddr> {
     let mask: Vec<u8> = [&COOKIE[..], &transaction[..]].concat();

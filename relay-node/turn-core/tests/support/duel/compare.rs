@@ -49,6 +49,9 @@ impl Duel {
         assert_eq!(record.five_tuple, allocation.five_tuple);
 
         assert_eq!(record.username, allocation.username);
+        assert_eq!(record.transaction_id.map(|id| id.0), allocation.transaction);
+        assert_eq!(record.reservation.map(|(token, _)| token.0), allocation.token);
+        assert_eq!(record.address_error.map(|error| (error.family, error.error.code())), allocation.family_error);
         let mobility = record.mobility.as_ref();
         assert_eq!(
             mobility.map(|mobility| mobility.ticket.text().to_vec()),

@@ -262,6 +262,8 @@ impl Duel {
 
                 Output::Join { peer, .. } => self.joined.push(peer),
 
+                Output::Permit { .. } | Output::Forbid { .. } => {}
+
                 Output::Close(_) | Output::Pend { .. } | Output::ClosePeer(_) => {}
 
                 Output::Ticket { ticket, held } => {

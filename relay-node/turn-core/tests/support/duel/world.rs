@@ -5,16 +5,28 @@ use std::time::Duration;
 
 use turn_core::policy::Network;
 use turn_core::{
-    AllocationId, Family, FiveTuple, Input, Key, KeyRing, Out, Path, PeerAddr, PeerConnectionId, PeerEvent, Policy,
-    Record, RelayedAddr, Server, Verdict, WorkerId,
+    AllocationId, Alternate, Family, FiveTuple, Input, Key, KeyRing, Out, Path, PeerAddr, PeerConnectionId, PeerEvent,
+    Policy, Record, RelayedAddr, Server, Transport, Verdict, WorkerId,
 };
 
 use super::super::model::{self, Answer, Expect};
 use super::super::rig::{Desk, Outcome, gather};
 use super::super::stun::{self, Class, Read};
-use super::super::{EPOCH, Held, PATH, addr};
+use super::super::{EPOCH, Held, PATH, SERVER, addr};
 use super::compare::{compare, compare_answer};
 use super::{CLIENTS, Choice, Duel, IP, OFFER};
+
+/// Of each kind of client some, and this server itself.
+fn alternates() -> Vec<Alternate> {
+    let of = |transport, address: &str, relays_ipv6| Alternate { transport, address: addr(address), relays_ipv6 };
+    vec![
+        of(Transport::Udp, SERVER, true),
+        of(Transport::Udp, "198.51.100.8:3478", false),
+        of(Transport::Udp, "198.51.100.9:3478", true),
+        of(Transport::Tcp, "198.51.100.8:443", false),
+        of(Transport::Udp, "[2001:db8::8]:3478", false),
+    ]
+}
 
 impl Duel {
     pub(super) fn peer_packet(&mut self, choice: &mut Choice<'_>) {
@@ -177,12 +189,27 @@ impl Duel {
         }
     }
 
+    /// Draining with and without a place to go, overloaded, neither: one after the other.
+    fn redirect_otherwise(&mut self) {
+        let settings = &mut self.settings;
+        (settings.draining, settings.overloaded) = match (settings.draining, settings.alternates.is_empty()) {
+            (false, true) => (true, false),
+            (true, true) => (false, true),
+            (true, false) => (true, false),
+            (false, false) => (false, false),
+        };
+        settings.alternates = match (settings.draining || settings.overloaded, settings.alternates.is_empty()) {
+            (true, true) => alternates(),
+            _ => Vec::new(),
+        };
+    }
+
     pub(super) fn configure(&mut self, choice: &mut Choice<'_>) {
         match choice.below(10) {
             9 => self.settings.features.mobility = !self.settings.features.mobility,
             8 => self.settings.features.tcp_allocations = !self.settings.features.tcp_allocations,
             7 => self.settings.features.sha256 = !self.settings.features.sha256,
-            0 => self.settings.draining = !self.settings.draining,
+            0 => self.redirect_otherwise(),
             1 => {
                 let network = Network { address: addr("192.0.2.2:0").ip(), prefix: 32 };
                 let denied = if self.settings.policy.denied.is_empty() { vec![network] } else { Vec::new() };
@@ -209,7 +236,13 @@ impl Duel {
         self.input(Input::Configure(settings), &[]);
         let model = &mut self.model;
 
-        model.draining = self.settings.draining;
+        model.redirecting = self.settings.draining || self.settings.overloaded;
+        let alternate = |alternate: &Alternate| model::Alternate {
+            transport: alternate.transport,
+            address: alternate.address,
+            relays_ipv6: alternate.relays_ipv6,
+        };
+        model.alternates = self.settings.alternates.iter().map(alternate).collect();
         model.offer = self.settings.features.sha256.then(|| OFFER.to_vec());
 
         model.realm = self.settings.realm.as_bytes().to_vec();

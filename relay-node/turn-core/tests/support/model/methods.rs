@@ -17,7 +17,7 @@ use super::{Allocation, CHANNEL_LIFETIME, DEFAULT_LIFETIME, Expect, Model, PERMI
 pub(super) type Done = Result<Vec<(u16, Option<Vec<u8>>)>, u16>;
 
 /// A 4-byte attribute: absent, or its bytes; malformed is 400.
-fn word(message: &Read, kind: u16) -> Result<Option<[u8; 4]>, u16> {
+pub(super) fn word(message: &Read, kind: u16) -> Result<Option<[u8; 4]>, u16> {
     match message.find(kind) {
         None => Ok(None),
         Some(value) => value.try_into().map(Some).map_err(|_| 400),
@@ -111,9 +111,6 @@ impl Model {
             Some([2, ..]) => Family::V6,
             Some(_) => return Err(440),
         };
-        if self.draining {
-            return Err(508);
-        }
         let port = match (token, even) {
             (Some(token), _) => PortRequest::Reserved(ReservationToken(token)),
             (None, Some(true)) => PortRequest::EvenAndNext,

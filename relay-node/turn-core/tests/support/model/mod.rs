@@ -7,6 +7,7 @@
 mod auth;
 mod methods;
 mod mobility;
+mod redirect;
 mod tcp;
 
 use std::collections::VecDeque;
@@ -16,6 +17,8 @@ use turn_core::{ConnectError, FiveTuple, Path, PeerConnectionId, Policy};
 
 pub use auth::{RestSecret, StaticUser};
 pub use mobility::Mobility;
+pub use redirect::Alternate;
+use redirect::{Redirected, Voucher};
 pub use tcp::Connection;
 
 use super::rig::Binding;
@@ -114,7 +117,7 @@ pub struct Allocation {
     /// One, or one of each family; IPv4 first.
     pub relayed: Vec<Relayed>,
     pub username: Vec<u8>,
-    /// Of the Allocate; forgotten by a restart.
+    /// Of the Allocate.
     pub transaction: Option<[u8; 12]>,
     pub token: Option<[u8; 8]>,
     /// What the second family was refused with.
@@ -152,7 +155,9 @@ pub struct Model {
     pub rest_secrets: Vec<RestSecret>,
     /// Ids of the nonce keys that are live, the newest first.
     pub nonce_keys: Vec<u8>,
-    pub draining: bool,
+    /// New clients are sent to one of these, best first.
+    pub redirecting: bool,
+    pub alternates: Vec<Alternate>,
     pub policy: Policy,
     pub max_lifetime: u32,
     pub nonce_lifetime: u64,
@@ -171,6 +176,8 @@ pub struct Model {
     pub allocations: Vec<Allocation>,
 
     issued: Vec<Issued>,
+    redirected: Vec<Redirected>,
+    vouchers: Vec<Voucher>,
     /// Tickets that were given out, and the ids of their keys.
     tickets: Vec<(Vec<u8>, u8)>,
     /// What the server asked of its host for the packet in hand.
@@ -189,7 +196,8 @@ impl Model {
             static_users: Vec::new(),
             rest_secrets: Vec::new(),
             nonce_keys: vec![1],
-            draining: false,
+            redirecting: false,
+            alternates: Vec::new(),
             policy: Policy::default(),
             max_lifetime: 3600,
             nonce_lifetime: 3600,
@@ -206,6 +214,8 @@ impl Model {
             offer: None,
             allocations: Vec::new(),
             issued: Vec::new(),
+            redirected: Vec::new(),
+            vouchers: Vec::new(),
 
             bindings: VecDeque::new(),
             dials: VecDeque::new(),
@@ -232,6 +242,8 @@ impl Model {
     /// The process was killed and another one has read its journal: streams are gone, datagram clients go on.
     pub fn restarted(&mut self) {
         let latest = self.now + u64::from(self.max_lifetime) * S;
+        self.redirected.clear();
+        self.vouchers.clear();
 
         // Those of RFC 6062 too: they come by streams only.
         self.allocations.retain(|allocation| !allocation.five_tuple.transport.is_stream());
@@ -240,9 +252,6 @@ impl Model {
             for relayed in &mut allocation.relayed {
                 relayed.expires = relayed.granted.min(latest);
             }
-            allocation.transaction = None;
-            allocation.token = None;
-            allocation.family_error = None;
         }
     }
 
@@ -322,6 +331,9 @@ impl Model {
         // The same 5-tuple on another connection: the old one must have closed.
         if from.transport.is_stream() {
             self.allocations.retain(|allocation| allocation.five_tuple != from || allocation.path == path);
+        }
+        if let Some(answer) = self.try_alternate(&from, message) {
+            return Expect::Answer(answer);
         }
         let who = match self.authenticate(&from, message) {
             Ok(who) => who,

@@ -1,0 +1,4 @@
+//! What grows with the size of a cluster, measured against it; and that the bench measures right.
+
+mod counting;
+mod restore;
