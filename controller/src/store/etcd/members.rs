@@ -271,11 +271,11 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Whether there was no connection to send it on.
+/// Whether there was no connection to send it on, or it was still queued when that one broke.
 fn never_sent(status: &tonic::Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<tonic::ConnectError>() || error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
             return true;
         }
         source = error.source();
