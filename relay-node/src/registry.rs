@@ -37,7 +37,7 @@ pub enum RestoreError {
 }
 
 /// Ports and shares in use.
-pub struct Registry<S = UdpSocket> {
+pub struct Registry<S = Option<UdpSocket>> {
     relay_ips: Vec<RelayIp>,
     ports: RangeInclusive<u16>,
     state: Mutex<State<S>>,
@@ -303,8 +303,12 @@ impl<S> Registry<S> {
 impl<S> State<S> {
     /// Takes a port of a relay IP that nobody can guess.
     fn take_any(&mut self, index: usize, range: RangeInclusive<u16>, wanted: PortRequest) -> Option<u16> {
-        let random = self.random.next()?;
-        self.held[index].take_any(range, wanted, random)
+        if wanted == PortRequest::Any
+            && let Some(port) = self.held[index].take_guessed(range.clone(), self.random.next()?)
+        {
+            return Some(port);
+        }
+        self.held[index].take_any(range, wanted, self.random.next()?)
     }
 
     /// Counts `width` addresses for a user, or none.
@@ -405,6 +409,16 @@ impl PortSet {
         let held = self.0[word] & bit != 0;
         self.0[word] &= !bit;
         held
+    }
+
+    /// Takes a port of `range` that is found to be free at the first or the second guess, as it is while many are. Free
+    /// ports have the same chance each, but for a bias below 2^-16.
+    fn take_guessed(&mut self, range: RangeInclusive<u16>, random: u64) -> Option<u16> {
+        let width = u64::from(range.end().checked_sub(*range.start())?) + 1;
+        [random & u64::from(u32::MAX), random >> 32].into_iter().find_map(|random| {
+            let port = range.start() + u16::try_from((random * width) >> 32).ok()?;
+            self.take(port).then_some(port)
+        })
     }
 
     /// Takes one of the suitable free ports of `range`, each with the same chance (CSPRNG; predictable ports help

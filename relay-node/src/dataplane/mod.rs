@@ -2,6 +2,7 @@
 
 mod accept;
 mod apply;
+mod burst;
 mod counters;
 mod delivery;
 mod dtls;

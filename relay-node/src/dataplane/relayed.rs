@@ -160,6 +160,8 @@ pub(super) struct RelayedSocket {
     pub(super) relayed: RelayedAddr,
     /// None where all share those of [`Relayed::wildcard`], or none is bound.
     pub(super) socket: Option<UdpSocket>,
+    /// In the first case: to send bursts by, once it has sent one.
+    pub(super) sender: Option<UdpSocket>,
     pub(super) appetite: Appetite,
     /// Known since its first record.
     holder: Option<AllocationId>,
@@ -248,12 +250,12 @@ impl Relayed {
         }
     }
 
-    /// How the registry is to make sure of a port.
-    fn opener(&self) -> fn(SocketAddr) -> io::Result<UdpSocket> {
-        match self.is_wildcard() {
-            _ if self.private => stay_private,
-            true => hold,
-            false => open,
+    /// How the registry is to make sure of a port: by the socket it is to have, if it has one of its own.
+    fn opener(&self) -> impl Fn(SocketAddr) -> io::Result<Option<UdpSocket>> + '_ {
+        move |address| match &self.wildcard {
+            _ if self.private => Ok(None),
+            Some(wildcard) => wildcard.probe(address).map(|()| None),
+            None => open(address).map(Some),
         }
     }
 
@@ -352,21 +354,18 @@ impl Relayed {
         }
     }
 
-    fn keep(&mut self, relayed: RelayedAddr, socket: UdpSocket) -> io::Result<()> {
+    fn keep(&mut self, relayed: RelayedAddr, socket: Option<UdpSocket>) -> io::Result<()> {
         let entry = self.sockets.vacant_entry();
-        let socket = if let Some(wildcard) = &self.wildcard {
-            // From here on nobody else is found at this port, with or without the socket that showed it to be free.
+        if let Some(wildcard) = &self.wildcard {
+            // From here on permitted peers find nobody else at this port.
             wildcard.steer(relayed);
-            None
-        } else if self.private {
-            None
-        } else {
+        }
+        if let Some(socket) = &socket {
             let token = Token::Relayed(entry.key()).encode();
             self.epoll.add(socket.as_fd(), token, Interest::Read)?;
-            Some(socket)
-        };
+        }
         self.by_port.insert((relayed.family(), relayed.port()), entry.key());
-        entry.insert(RelayedSocket { relayed, socket, appetite: Appetite::new(1), holder: None });
+        entry.insert(RelayedSocket { relayed, socket, sender: None, appetite: Appetite::new(1), holder: None });
         self.routes.set(relayed, Some(self.worker), 0);
         Ok(())
     }
@@ -427,19 +426,6 @@ impl Host for Relayed {
     fn route(&self, to: PeerAddr) -> Route {
         self.routes.route(to)
     }
-}
-
-/// Takes a port for the moment: that nobody else has it is all there is to know.
-fn hold(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-    set_freebind(socket.as_fd(), address.is_ipv6())?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
-}
-
-/// No port outside of this process stands for the relayed address.
-fn stay_private(address: SocketAddr) -> io::Result<UdpSocket> {
-    Ok(Socket::new(Domain::for_address(address), Type::DGRAM, None)?.into())
 }
 
 /// A socket for a relayed address of its own.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -14,6 +15,7 @@ use socket2::{Domain, Socket, Type};
 use turn_core::{Input, PeerAddr, RelayedAddr};
 
 use super::DataplaneConfig;
+use super::burst::Senders;
 use super::counters::Loss;
 use super::outgoing::{Outgoing, OutgoingQueue};
 use super::packet::Packets;
@@ -32,6 +34,10 @@ const BUDGET: usize = 64;
 /// ICMP errors taken before others have their turn.
 const ERRORS: usize = 16;
 
+const PORTS: usize = 1 << 16;
+/// How long a port that was free is taken for free.
+const PROBE_SECONDS: u32 = 60;
+
 /// How relayed addresses of UDP are held.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum RelayedMode {
@@ -48,9 +54,11 @@ pub enum RelayedMode {
 pub(super) struct Wildcard {
     worker: usize,
     steering: Arc<Steering>,
+    probes: Arc<Probes>,
     /// IPv4 first.
     places: [Option<Place>; 2],
     batch: RawBatch,
+    senders: Senders,
     /// What the kernel said at once about a datagram, to be handed in with the next turn.
     told: Vec<(RelayedAddr, IcmpError)>,
 }
@@ -62,6 +70,34 @@ struct Place {
     icmp: Socket,
     /// The system's TTL or hop limit.
     ttl: u8,
+}
+
+/// When each port was last seen to be free. A program that binds one later goes unnoticed, for as long as an allocation
+/// lasts: a look is good for a while after it, too. It is half of what allocating costs.
+struct Probes {
+    start: Instant,
+    /// Seconds since the start, plus one; of IPv4 first.
+    seen: Box<[AtomicU32]>,
+}
+
+impl Probes {
+    fn new() -> Self {
+        Self { start: Instant::now(), seen: (0..2 * PORTS).map(|_| AtomicU32::new(0)).collect() }
+    }
+
+    fn probe(&self, address: SocketAddr, now: Instant) -> io::Result<()> {
+        let seen = &self.seen[usize::from(address.is_ipv6()) * PORTS + usize::from(address.port())];
+        let seconds = u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX - 1);
+        let last = seen.load(Ordering::Relaxed);
+        if last != 0 && seconds - (last - 1).min(seconds) < PROBE_SECONDS {
+            return Ok(());
+        }
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+        set_freebind(socket.as_fd(), address.is_ipv6())?;
+        socket.bind(&address.into())?;
+        seen.store(seconds + 1, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// The sockets of each worker, the last one first; none where each relayed address is to have its own.
@@ -110,10 +146,10 @@ fn open_all(relay_ips: &[IpAddr], workers: u16) -> anyhow::Result<Vec<Wildcard>>
         of_family.filter_map(move |(family, place)| Some((worker, family == 1, &place.as_ref()?.receiver)))
     });
     let steering = Steering::attach(relay_ips, receivers).with_context(|| format!("no sk_lookup ({NEEDED})"))?;
-    let steering = Arc::new(steering);
+    let (steering, probes) = (Arc::new(steering), Arc::new(Probes::new()));
     let with_places = |(worker, places)| {
-        let (batch, told) = (RawBatch::new(), Vec::new());
-        Wildcard { worker, steering: Arc::clone(&steering), places, batch, told }
+        let (batch, senders, told) = (RawBatch::new(), Senders::default(), Vec::new());
+        Wildcard { worker, steering: Arc::clone(&steering), probes: Arc::clone(&probes), places, batch, senders, told }
     };
     Ok(by_worker.into_iter().enumerate().rev().map(with_places).collect())
 }
@@ -149,6 +185,14 @@ impl Wildcard {
         places.filter_map(|(family, place)| Some((family, place.as_ref()?))).flat_map(|(family, place)| {
             [(place.receiver.as_fd(), Token::Steered(family)), (place.icmp.as_fd(), Token::SteeredErrors(family))]
         })
+    }
+
+    /// Makes sure that no other program has a port.
+    ///
+    /// # Errors
+    /// As bind(2).
+    pub(super) fn probe(&self, address: SocketAddr) -> io::Result<()> {
+        self.probes.probe(address, Instant::now())
     }
 
     /// Has what permitted peers send to a relayed address.
@@ -240,14 +284,22 @@ impl Worker {
         let Some(mut wildcard) = self.relayed.wildcard.take() else {
             return;
         };
-        let Wildcard { places, batch, told, .. } = &mut *wildcard;
+        let Wildcard { places, batch, told, senders, .. } = &mut *wildcard;
         let mut next = run.start;
         if self.fence.is_up() {
             // The kernel would let it leave from an address that is another machine's now.
             (next..run.end).for_each(|_| self.counters.lost(Loss::Fenced));
             next = run.end;
         }
+        let mut burst = self.next_burst(next, run.end);
         while next < run.end {
+            if burst.start == next {
+                if self.send_burst(burst.clone(), senders) {
+                    next = burst.end;
+                }
+                burst = self.next_burst(burst.end, run.end);
+                continue;
+            }
             let queue = (&self.outgoing, &self.packets, &self.relayed);
             let first = datagram(places, next, queue);
             let v6 = first.is_some_and(|first| first.to.is_ipv6());
@@ -256,7 +308,7 @@ impl Worker {
                 Some(place) => {
                     // One that is too long ends the batch, and what begins with it is empty.
                     let alike = |datagram: &RawDatagram<'_>| datagram.to.is_ipv6() == v6 && datagram.is_short_enough();
-                    let rest = (next..run.end).map_while(|at| datagram(places, at, queue).filter(alike));
+                    let rest = (next..burst.start).map_while(|at| datagram(places, at, queue).filter(alike));
                     batch.send(place.raw.as_fd(), rest)
                 }
                 // It ended within this turn; what it sent leaves before, so this does not happen.
@@ -311,4 +363,27 @@ impl Worker {
 fn icmp(relayed: RelayedAddr, error: IcmpError) -> Input<'static> {
     let IcmpError { destination, kind, code, mtu } = error;
     Input::Icmp { relayed, peer: PeerAddr::new(destination), kind, code, mtu }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_looked_at_again_after_a_while_and_a_taken_one_each_time() {
+        let probes = Probes::new();
+        let foreign = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = foreign.local_addr().expect("bound");
+        let after = |seconds| probes.probe(address, probes.start + Duration::from_secs(seconds));
+        for _ in 0..2 {
+            assert_eq!(after(0).expect_err("another program's").kind(), io::ErrorKind::AddrInUse);
+        }
+        drop(foreign);
+        after(1).expect("free");
+        let _foreign = UdpSocket::bind(address).expect("nothing holds it");
+        after(60).expect("it was free a while ago");
+        assert_eq!(after(61).expect_err("long ago").kind(), io::ErrorKind::AddrInUse);
+    }
 }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use relay_node::dataplane::Dataplane;
+use relay_node::dataplane::{Dataplane, DataplaneConfig, RelayedMode};
 use relay_node::sys::message::{Message, ReceiveSlots, SendBatch};
 use relay_node::sys::socket::receive_coalesced;
 use turn_core::Transport;
@@ -157,7 +157,8 @@ fn talk_in_bursts(client: &mut TurnClient, gatherer: &Gatherer) -> Result<u64> {
             while heard.len() < count {
                 let (from, datagrams) = eventually(&what, || peer.receive())?;
                 assert_eq!(from, relayed, "{what}");
-                assert!(datagrams.len() > 1, "{what}: they left one by one");
+                // A shorter one is not worth a socket where addresses share one.
+                assert!(datagrams.len() > 1 || count < 4, "{what}: they left one by one");
                 heard.extend(datagrams);
             }
             assert_eq!(heard, sent, "{what}");
@@ -191,16 +192,20 @@ fn all_is_counted(dataplane: &Dataplane, bytes: u64) -> Result<()> {
 
 #[test]
 fn bursts_cross_whole_in_both_directions() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let (dataplane, _changes) = start(&config("127.1.15.1", 2, directory.path()))?;
-    let relay = dataplane.listen()[0].bind;
-    let mut bytes = 0;
-    for _ in 0..3 {
-        let gatherer = Gatherer::new("127.0.0.1", relay)?;
-        let mut client = TurnClient::new(Transport::Udp, "127.0.0.1", gatherer.address, "alice")?;
-        bytes += talk_in_bursts(&mut client, &gatherer)?;
+    for relayed in [RelayedMode::Sockets, RelayedMode::Wildcard] {
+        let directory = tempfile::tempdir()?;
+        let config = DataplaneConfig { relayed, ..config("127.1.15.1", 2, directory.path()) };
+        let (dataplane, _changes) = start(&config)?;
+        let relay = dataplane.listen()[0].bind;
+        let mut bytes = 0;
+        for _ in 0..3 {
+            let gatherer = Gatherer::new("127.0.0.1", relay)?;
+            let mut client = TurnClient::new(Transport::Udp, "127.0.0.1", gatherer.address, "alice")?;
+            bytes += talk_in_bursts(&mut client, &gatherer).with_context(|| format!("{relayed:?}"))?;
+        }
+        all_is_counted(&dataplane, bytes)?;
     }
-    all_is_counted(&dataplane, bytes)
+    Ok(())
 }
 
 #[test]
