@@ -3,6 +3,7 @@
 mod accept;
 mod apply;
 mod burst;
+mod commands;
 mod counters;
 mod delivery;
 mod dtls;
@@ -50,6 +51,7 @@ use anyhow::Context;
 use turn_core::policy::Network;
 use turn_core::{AllocationId, Change, MemberId, Record, Settings, WorkerId};
 
+use self::commands::Command;
 use self::delivery::BackboneEnd;
 pub use self::delivery::Delivery;
 pub use self::dtls::DtlsLimits;
@@ -62,7 +64,7 @@ use self::relayed::Routes;
 use self::start::Starting;
 pub use self::web::WebServer;
 pub use self::wildcard::{RelayedMode, check as check_wildcard};
-use self::worker::{Command, Shown};
+use self::worker::Shown;
 use crate::accounts::Accounts;
 use crate::backbone::{BackboneOutbox, Usabilities};
 use crate::certificates::Certificates;

@@ -8,19 +8,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::error::TrySendError;
 use turn_core::wire::{self, Kind};
 use turn_core::{
-    AllocationId, Change, ConnectionId, DropReason, EndReason, FiveTuple, Head, Input, IpMeta, ListenerId, MemberId,
-    Now, Output, Path, PeerAddr, Record, Redirected, RelayedAddr, Server, Settings, Transport, WorkerId,
+    AllocationId, Change, ConnectionId, DropReason, EndReason, FiveTuple, Head, Input, IpMeta, ListenerId, Now, Output,
+    Path, PeerAddr, Record, Redirected, RelayedAddr, Server, Transport, WorkerId,
 };
 
 use super::accept::Door;
 use super::apply::Origin;
+use super::commands::Command;
 use super::counters::{Counters, Loss};
 use super::delivery::BackboneEnd;
 use super::dtls::{self, Sessions};
@@ -38,7 +39,7 @@ use super::streams::Streams;
 use super::udp::Sender as DatagramSender;
 use super::{WorkerSnapshot, shard};
 use crate::accounts::Accounts;
-use crate::journal::{Journal, Succession};
+use crate::journal::Journal;
 use crate::sys::epoll::{Epoll, Events, Interest, Readiness, Waker};
 use crate::sys::process::thread_cpu_time;
 use crate::sys::socket::receive_icmp;
@@ -57,8 +58,6 @@ const LEAST_ROOM: usize = 16;
 const MOST_OUTGOING: usize = 512;
 /// Timeouts handed to the core in one turn.
 const TIMEOUT_BUDGET: usize = 64;
-/// Records restored in one turn while clients are served: each opens a socket.
-const RESTORE_BUDGET: usize = 32;
 /// Snapshots, idle connections and retries.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -115,37 +114,6 @@ impl Token {
             _ => Self::Wake,
         }
     }
-}
-
-/// What other threads ask of a worker.
-pub(super) enum Command {
-    /// Restore these and journal them; then say so. Nothing is read before [`Command::Serve`].
-    Begin {
-        epoch: u64,
-        records: Vec<Record>,
-        succession: Arc<Succession>,
-        ready: Sender<()>,
-    },
-    /// Every worker has done that.
-    Serve(Arc<Settings>),
-    Configure(Arc<Settings>),
-    Own(u64),
-    Revoke(AllocationId),
-    Restore(Vec<Record>),
-    Records(tokio::sync::oneshot::Sender<Vec<Record>>),
-    EndSessions(tokio::sync::oneshot::Sender<()>),
-    /// To be answered when what this turn sends has left.
-    FinishTurn(tokio::sync::oneshot::Sender<()>),
-    /// What other members send comes by this ring.
-    HearBackbone(Inbox),
-    /// Who has the allocation of a client that was asked about.
-    Located {
-        client: SocketAddr,
-        member: Option<MemberId>,
-    },
-    /// Packets for other members leave this way.
-    JoinBackbone(Box<BackboneEnd>),
-    Stop,
 }
 
 /// What a worker shows to other threads.
@@ -221,9 +189,9 @@ pub(super) struct Worker {
     pub(super) pipes: Pipes,
     pub(super) epoll: Arc<Epoll>,
     waker: Arc<Waker>,
-    commands: Receiver<Command>,
+    pub(super) commands: Receiver<Command>,
     pub(super) outboxes: Vec<Option<Outbox>>,
-    inboxes: Vec<Inbox>,
+    pub(super) inboxes: Vec<Inbox>,
     pub(super) backbone: Option<Box<BackboneEnd>>,
     pub(super) packets: Packets,
     pub(super) outgoing: OutgoingQueue,
@@ -232,20 +200,20 @@ pub(super) struct Worker {
     pub(super) refusals: Refusals,
     pub(super) journal: Option<Journal>,
     /// Records that came while serving, a few of which are restored each turn; commands wait meanwhile.
-    late: VecDeque<Record>,
+    pub(super) late: VecDeque<Record>,
     reporting: Reporting,
     shown: Arc<Shown>,
     pub(super) fence: Arc<Fence>,
-    pause: Pause,
+    pub(super) pause: Pause,
     pub(super) now: Now,
     ticked: Instant,
     /// Allocations that ended in this turn: once all they sent has left, their accounts end.
     ended: Vec<(AllocationId, EndReason)>,
     /// Who waits for the end of this turn.
-    finishing: Vec<tokio::sync::oneshot::Sender<()>>,
+    pub(super) finishing: Vec<tokio::sync::oneshot::Sender<()>>,
     /// Work is left that no descriptor will tell of.
     pub(super) unfinished: bool,
-    stopped: bool,
+    pub(super) stopped: bool,
 }
 
 impl Worker {
@@ -285,51 +253,6 @@ impl Worker {
             unfinished: false,
             stopped: false,
         }
-    }
-
-    /// Waits for the word to read, for `patience` at most. False where there is nothing to be served.
-    pub(super) fn await_beginning(&mut self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        loop {
-            match self.commands.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-                Ok(command) => {
-                    self.now = read_clocks();
-                    let serves = matches!(command, Command::Serve(_));
-                    self.obey(command);
-                    if serves {
-                        break;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => break,
-            }
-        }
-        // To wait is not to stand still.
-        self.pause.turn();
-        true
-    }
-
-    /// From now on changes are journaled. What was restored before is in the journal already, or has ended.
-    pub(super) fn keep_journal(&mut self, open: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Journal) {
-        let mut records = self.server.records(self.now);
-        self.journal = Some(open(&mut records));
-    }
-
-    /// Commands, up to one that takes longer than a turn.
-    fn obey_commands(&mut self) {
-        self.restore_late();
-        while self.late.is_empty()
-            && let Ok(command) = self.commands.try_recv()
-        {
-            self.obey(command);
-        }
-        self.unfinished |= !self.late.is_empty();
-    }
-
-    fn restore_late(&mut self) {
-        let few = self.late.len().min(RESTORE_BUDGET);
-        let records = self.late.drain(..few).collect();
-        self.restore(records);
     }
 
     /// Reads clients and turns until told to stop.
@@ -429,73 +352,6 @@ impl Worker {
             Token::Steered(family) => self.receive_steered(family),
             Token::SteeredErrors(family) => self.receive_steered_errors(family),
         }
-    }
-
-    fn obey(&mut self, command: Command) {
-        let input = match command {
-            Command::Begin { epoch, records, succession, ready } => {
-                self.own(epoch);
-                self.restore(records);
-                let (id, now) = (self.id, self.now.mono);
-                self.keep_journal(|records| succession.open(id, records, now));
-                self.pause.turn();
-                // Whoever looks at a relay that is ready sees how it stands with its journal.
-                self.publish();
-                // Nobody waits any more: the start has failed elsewhere.
-                let _ = ready.send(());
-                return;
-            }
-            Command::Serve(settings) | Command::Configure(settings) => Input::Configure(settings),
-            Command::Own(epoch) => return self.own(epoch),
-            Command::Revoke(id) => Input::Revoke(id),
-            Command::Restore(records) => {
-                self.late.extend(records);
-                self.unfinished = true;
-                return;
-            }
-            Command::Records(answer) => {
-                // Nobody waits any more: nothing to do.
-                let _ = answer.send(self.server.records(self.now).collect());
-                return;
-            }
-            Command::EndSessions(answer) => {
-                self.end_sessions();
-                // As above.
-                let _ = answer.send(());
-                return;
-            }
-            Command::FinishTurn(answer) => {
-                self.finishing.push(answer);
-                return;
-            }
-            Command::HearBackbone(inbox) => {
-                self.inboxes.push(inbox);
-                // It may have been pushed to before anybody looked.
-                self.unfinished = true;
-                return;
-            }
-            Command::Located { client, member } => {
-                let now = self.now.mono;
-                if let Some(backbone) = &mut self.backbone {
-                    backbone.ingress.located(client, member, now);
-                }
-                return;
-            }
-            Command::JoinBackbone(end) => {
-                self.backbone = Some(end);
-                return;
-            }
-            Command::Stop => {
-                self.stopped = true;
-                return;
-            }
-        };
-        self.handle(input);
-    }
-
-    fn own(&mut self, epoch: u64) {
-        self.epoch = epoch;
-        self.handle(Input::Own { epoch });
     }
 
     fn receive_from_clients(&mut self, index: usize) {
@@ -792,7 +648,7 @@ impl Worker {
         self.publish();
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let mut snapshot = self.counters.snapshot();
         snapshot.allocations = self.server.allocations() as u64;
         snapshot.by_transport = self.server.allocations_by_transport().map(|count| count as u64);
@@ -809,7 +665,7 @@ impl Worker {
     }
 }
 
-fn read_clocks() -> Now {
+pub(super) fn read_clocks() -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { mono: Instant::now(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
 }

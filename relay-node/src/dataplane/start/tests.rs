@@ -13,7 +13,7 @@ use turn_core::client::{Client, ClientConfig, Event};
 use turn_core::{Key, KeyRing, StaticUser, Transport};
 
 use super::*;
-use crate::dataplane::worker::Command;
+use crate::dataplane::commands::Command;
 use crate::dataplane::{Beginning, Dataplane, DtlsLimits, RelayIp, listen};
 use crate::journal::{Ends, Journal, Succession};
 use crate::sys::epoll::Readiness;
