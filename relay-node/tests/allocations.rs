@@ -2,6 +2,9 @@
 //! while packets are relayed is counted.
 #![allow(unsafe_code, reason = "a global allocator cannot be written without")]
 
+#[path = "../src/dataplane/sample.rs"]
+mod sample;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket};
@@ -102,7 +105,6 @@ fn bind(socket: &UdpSocket, client: &mut Client, peer: SocketAddr) -> Result<()>
 }
 
 fn dataplane(ip: &str, journal: &std::path::Path) -> Result<Dataplane> {
-    let ip = ip.parse()?;
     let settings = Settings {
         realm: "test".into(),
         nonce_keys: KeyRing(vec![Key { id: 1, secret: vec![7; 32] }]),
@@ -111,25 +113,8 @@ fn dataplane(ip: &str, journal: &std::path::Path) -> Result<Dataplane> {
         ..Settings::default()
     };
     let config = DataplaneConfig {
-        workers: 2,
-        listen: vec![Listen { transport: Transport::Udp, bind: SocketAddr::new(ip, 0) }],
-        nat_discovery: None,
-        relay_ips: vec![RelayIp { bound: ip, advertised: ip }],
-        relayed: RelayedMode::Sockets,
-        relay_ports: 20_000..=29_999,
-        relay_address: ip,
-        epoch: 1,
-        journal: journal.into(),
-        usage: journal.join("usage"),
-        has_store: false,
-        max_allocations: 0,
-        user_quota: 0,
-        stream_send_cap: 262_144,
-        max_connections: 100,
-        streams: StreamConfig::default(),
-        dtls_limits: DtlsLimits::default(),
-        moves: false,
-        public_ports: true,
+        listen: vec![Listen { transport: Transport::Udp, bind: SocketAddr::new(ip.parse()?, 0) }],
+        ..sample::config(ip, 2, journal)
     };
     Ok(Dataplane::start(config, Arc::new(settings), Vec::new())?.0)
 }

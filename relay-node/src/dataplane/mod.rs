@@ -28,6 +28,8 @@ mod refusals;
 mod relayed;
 mod restore;
 mod ring;
+#[cfg(test)]
+mod sample;
 pub mod shard;
 mod start;
 mod stream;

@@ -1,8 +1,11 @@
 //! A TURN client over a real socket, and a data plane to talk to.
 
+#[path = "../../src/dataplane/sample.rs"]
+mod sample;
+
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,31 +75,11 @@ fn relay_ports() -> RangeInclusive<u16> {
 
 /// A data plane on one loopback address; relayed addresses of IPv6 at ::1.
 pub(crate) fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
-    let ip: IpAddr = ip.parse().expect("literal");
-    let relay_ip = |ip| RelayIp { bound: ip, advertised: ip };
-    let listen = |transport, ip| Listen { transport, bind: SocketAddr::new(ip, 0) };
+    let mut config = sample::config(ip, workers, journal);
     let v6 = "::1".parse().expect("literal");
-    DataplaneConfig {
-        workers,
-        listen: vec![listen(Transport::Udp, ip), listen(Transport::Tcp, ip), listen(Transport::Udp, v6)],
-        nat_discovery: None,
-        relay_ips: vec![relay_ip(ip), relay_ip(v6)],
-        relayed: mode(),
-        relay_ports: relay_ports(),
-        relay_address: ip,
-        epoch: 1,
-        journal: journal.into(),
-        usage: journal.join("usage"),
-        has_store: false,
-        max_allocations: 0,
-        user_quota: 0,
-        stream_send_cap: 262_144,
-        max_connections: 100,
-        streams: StreamConfig::default(),
-        dtls_limits: DtlsLimits::default(),
-        moves: false,
-        public_ports: true,
-    }
+    config.listen.push(Listen { transport: Transport::Udp, bind: SocketAddr::new(v6, 0) });
+    config.relay_ips.push(RelayIp { bound: v6, advertised: v6 });
+    DataplaneConfig { relayed: mode(), relay_ports: relay_ports(), ..config }
 }
 
 /// Starts from what the journal holds.

@@ -14,36 +14,14 @@ use turn_core::{Key, KeyRing, StaticUser, Transport};
 
 use super::*;
 use crate::dataplane::commands::Command;
-use crate::dataplane::{Beginning, Dataplane, DtlsLimits, RelayIp, listen};
+use crate::dataplane::{Beginning, Dataplane, listen, sample};
 use crate::journal::{Ends, Journal, Succession};
 use crate::sys::epoll::Readiness;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(ip: &str, workers: u16, journal: &Path) -> DataplaneConfig {
-    let ip: IpAddr = ip.parse().expect("literal");
-    let listen = |transport| Listen { transport, bind: SocketAddr::new(ip, 0) };
-    DataplaneConfig {
-        workers,
-        listen: vec![listen(Transport::Udp), listen(Transport::Tcp)],
-        nat_discovery: None,
-        relay_ips: vec![RelayIp { bound: ip, advertised: ip }],
-        relayed: crate::dataplane::RelayedMode::Sockets,
-        relay_ports: 20_000..=29_999,
-        relay_address: ip,
-        epoch: 1,
-        journal: journal.into(),
-        usage: journal.join("usage"),
-        has_store: false,
-        max_allocations: 0,
-        user_quota: 0,
-        stream_send_cap: 10_000,
-        max_connections: 10,
-        streams: crate::dataplane::StreamConfig::default(),
-        dtls_limits: DtlsLimits::default(),
-        moves: false,
-        public_ports: true,
-    }
+    DataplaneConfig { stream_send_cap: 10_000, max_connections: 10, ..sample::config(ip, workers, journal) }
 }
 
 fn settings() -> Arc<Settings> {
