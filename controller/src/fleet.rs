@@ -6,6 +6,8 @@ pub mod drain;
 mod links;
 mod ownership;
 pub mod revoked;
+#[cfg(test)]
+pub(crate) mod sample;
 mod view;
 mod waiting;
 

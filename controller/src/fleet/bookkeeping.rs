@@ -360,6 +360,7 @@ fn drain_change(before: Option<&DrainRecord>, after: Option<&DrainRecord>, at: u
 mod tests {
     use super::*;
     use crate::fleet::NodeState;
+    use crate::fleet::sample::node_record;
     use crate::store::Entry;
 
     const LEASE: Duration = Duration::from_secs(5);
@@ -527,26 +528,7 @@ mod tests {
 
     fn node(id: &str) -> NodeRecord {
         let last: u8 = id.bytes().last().expect("a name");
-        NodeRecord {
-            node_id: id.to_owned(),
-            region: "eu".to_owned(),
-            zone: String::new(),
-            version: "0".to_owned(),
-            relay_address: IpAddr::from([192, 0, 2, last]),
-            relay_ips: Vec::new(),
-            listeners: Vec::new(),
-            public_host: String::new(),
-            relay_ports: (49152, 65535),
-            workers: 1,
-            max_allocations: 0,
-            boot_id: "boot".to_owned(),
-            registered_at: 0,
-            lease: 1,
-            standby: false,
-            waiting: false,
-            backbone: Vec::new(),
-            cluster_only: false,
-        }
+        node_record(id, "eu", IpAddr::from([192, 0, 2, last]))
     }
 
     fn put(key: &str, value: &impl serde::Serialize) -> WatchEvent {

@@ -233,32 +233,13 @@ pub(super) mod tests {
     use RelayEventKind::{Draining, Lost, Moved, Ready, Restored, Suspect};
 
     use super::*;
-    use crate::fleet::{DrainRecord, LoadRecord, NodeRecord};
+    use crate::fleet::sample::node_record;
+    use crate::fleet::{DrainRecord, LoadRecord};
 
     /// A node as a look at the fleet shows it.
     pub(in super::super) fn node(id: &str, last: u8) -> NodeView {
-        let address = IpAddr::from([192, 0, 2, last]);
         NodeView {
-            record: NodeRecord {
-                node_id: id.to_owned(),
-                region: "eu".to_owned(),
-                zone: String::new(),
-                version: "0".to_owned(),
-                relay_address: address,
-                relay_ips: vec![address],
-                listeners: Vec::new(),
-                public_host: String::new(),
-                relay_ports: (49152, 65535),
-                workers: 1,
-                max_allocations: 0,
-                boot_id: "boot".to_owned(),
-                registered_at: 0,
-                lease: 1,
-                standby: false,
-                waiting: false,
-                backbone: Vec::new(),
-                cluster_only: false,
-            },
+            record: node_record(id, "eu", IpAddr::from([192, 0, 2, last])),
             epoch: 1,
             load: LoadRecord::default(),
             drain: None,

@@ -1,6 +1,9 @@
 //! A controller in this process, over an embedded store in memory that tests fill as relays would.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "../../src/fleet/sample.rs"]
+mod sample;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,6 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use turn_core::Transport;
 
 /// A controller with its listeners; ends when dropped.
 pub(crate) struct Site {
@@ -151,28 +153,8 @@ pub(crate) struct Node {
 /// A ready node with UDP and TCP; `last` is the last byte of its address.
 pub(crate) fn node(id: &str, region: &str, last: u8) -> Node {
     let ip = IpAddr::V4(Ipv4Addr::new(198, 51, 100, last));
-    let listener = |transport| NodeListener { transport, address: SocketAddr::new(ip, 3478), ip_in_certificate: false };
     Node {
-        record: NodeRecord {
-            node_id: id.to_owned(),
-            region: region.to_owned(),
-            zone: "a".to_owned(),
-            version: "0.1.0".to_owned(),
-            relay_address: ip,
-            relay_ips: vec![ip],
-            listeners: vec![listener(Transport::Udp), listener(Transport::Tcp)],
-            public_host: String::new(),
-            relay_ports: (49152, 65535),
-            workers: 1,
-            max_allocations: 0,
-            boot_id: "boot".to_owned(),
-            registered_at: unix_ms(),
-            lease: 0,
-            standby: false,
-            waiting: false,
-            backbone: Vec::new(),
-            cluster_only: false,
-        },
+        record: NodeRecord { zone: "a".to_owned(), registered_at: unix_ms(), ..sample::node_record(id, region, ip) },
         load: LoadRecord { reported_at: unix_ms(), ..LoadRecord::default() },
     }
 }
