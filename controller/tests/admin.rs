@@ -1,5 +1,7 @@
 //! gRPC over real mTLS: who may do what, and what operators are told.
 
+#[path = "../../relay-node/turn-core/tests/support/sample.rs"]
+mod sample;
 mod site;
 
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use turn_core::{AllocationId, FiveTuple, PeerAddr, PeerTransport, Record, RelayedAddr, Transport, credential};
+use turn_core::{AllocationId, FiveTuple, PeerAddr, Record, credential};
 use turnpike_proto::v1;
 use turnpike_proto::v1::admin_client::AdminClient;
 use turnpike_proto::v1::fleet_client::FleetClient;
@@ -487,33 +489,18 @@ async fn save(site: &Site, record: &Record) -> Result<()> {
 }
 
 fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
-    let address = SocketAddr::from(([198, 51, 100, relay], 50_000 + u16::from(n)));
+    let relayed = SocketAddr::from(([198, 51, 100, relay], 50_000 + u16::from(n)));
     let now = unix_ms();
     let peer: SocketAddr = "192.0.2.9:9".parse()?;
+    let record = sample::record(id(n), relayed, now);
+    let five_tuple = FiveTuple { client: "203.0.113.7:5000".parse()?, ..record.five_tuple };
     Ok(Record {
-        relay_address: address.ip(),
         epoch: 7,
-        sequence: 1,
-        id: id(n),
-        five_tuple: FiveTuple {
-            transport: Transport::Udp,
-            client: "203.0.113.7:5000".parse()?,
-            server: SocketAddr::new(address.ip(), 3478),
-        },
-        relayed: vec![RelayedAddr { bound: address, advertised: address }],
-        peer_transport: PeerTransport::Udp,
-        session: None,
+        five_tuple,
         username: username.to_vec(),
-        created_at: now,
-        expires_at: now + 600_000,
-        family_expires_at: Vec::new(),
-        mobility: None,
-        proxy: None,
-        transaction_id: None,
-        address_error: None,
-        reservation: None,
         permissions: vec![(peer.ip(), now + 300_000)],
         channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
+        ..record
     })
 }
 

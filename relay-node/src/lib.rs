@@ -27,5 +27,8 @@ pub mod kubernetes;
 pub mod log;
 pub mod metrics;
 pub mod registry;
+#[cfg(test)]
+#[path = "../turn-core/tests/support/sample.rs"]
+mod sample;
 pub mod state_directory;
 pub mod sys;

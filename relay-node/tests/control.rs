@@ -5,6 +5,8 @@
 
 mod controller;
 mod relay;
+#[path = "../turn-core/tests/support/sample.rs"]
+mod sample;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -13,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use controller::{Controller, Session, Tunnel, rings, settings};
 use relay::{Relay, TurnClient, own_ip};
 use turn_core::client::Event;
-use turn_core::{AllocationId, FiveTuple, PeerTransport, Record, RelayedAddr, Transport};
+use turn_core::{AllocationId, Record};
 use turnpike_proto::v1::controller_message::Body as Say;
 use turnpike_proto::v1::relay_message::Body as Hear;
 use turnpike_proto::v1::{self, RecordChange};
@@ -439,30 +441,5 @@ fn relayed_of(change: &RecordChange) -> SocketAddr {
 fn stored_record(ip: Ipv4Addr) -> Record {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let now = u64::try_from(since.as_millis()).expect("fits");
-    let relayed = SocketAddr::from((ip, 50_000));
-    Record {
-        relay_address: ip.into(),
-        epoch: 4,
-        sequence: 1,
-        id: AllocationId([7; 16]),
-        five_tuple: FiveTuple {
-            transport: Transport::Udp,
-            client: "127.0.0.1:40000".parse().expect("literal"),
-            server: (ip, 3478).into(),
-        },
-        relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
-        peer_transport: PeerTransport::Udp,
-        session: None,
-        username: b"alice".to_vec(),
-        created_at: now,
-        expires_at: now + 600_000,
-        family_expires_at: Vec::new(),
-        mobility: None,
-        proxy: None,
-        transaction_id: None,
-        address_error: None,
-        reservation: None,
-        permissions: Vec::new(),
-        channels: Vec::new(),
-    }
+    Record { epoch: 4, ..sample::record(AllocationId([7; 16]), (ip, 50_000).into(), now) }
 }

@@ -1,5 +1,8 @@
 //! Controller replicas in this process, over real mTLS, and relays that speak to them.
 
+#[path = "../../../relay-node/turn-core/tests/support/sample.rs"]
+mod sample;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Status, Streaming};
-use turn_core::{AllocationId, FiveTuple, Key, KeyRing, PeerTransport, Record, RelayedAddr, Transport};
+use turn_core::{AllocationId, Key, KeyRing, Record};
 use turnpike_proto::v1::controller_message::Body as Heard;
 use turnpike_proto::v1::fleet_client::FleetClient;
 use turnpike_proto::v1::fleet_server::FleetServer;
@@ -297,31 +300,11 @@ pub(crate) fn id(number: u32) -> AllocationId {
 
 pub(crate) fn record(relay_address: IpAddr, epoch: u64, number: u32, sequence: u64) -> Record {
     let relayed = SocketAddr::new(relay_address, 49152);
-    let now = controller::fleet::unix_ms();
     Record {
-        relay_address,
         epoch,
         sequence,
-        id: id(number),
-        five_tuple: FiveTuple {
-            transport: Transport::Udp,
-            client: SocketAddr::from(([198, 51, 100, 1], 5000)),
-            server: SocketAddr::new(relay_address, 3478),
-        },
-        relayed: vec![RelayedAddr { bound: relayed, advertised: relayed }],
-        peer_transport: PeerTransport::Udp,
-        session: None,
         username: format!("1700000000:user{}", number % 3).into_bytes(),
-        created_at: now,
-        expires_at: now + 600_000,
-        family_expires_at: Vec::new(),
-        mobility: None,
-        proxy: None,
-        transaction_id: None,
-        address_error: None,
-        reservation: None,
-        permissions: Vec::new(),
-        channels: Vec::new(),
+        ..sample::record(id(number), relayed, controller::fleet::unix_ms())
     }
 }
 

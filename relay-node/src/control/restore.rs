@@ -337,39 +337,14 @@ fn count(source: Source, refused: &[(Refusal, u64)]) {
 
 #[cfg(test)]
 mod tests {
-    use turn_core::{EndReason, FiveTuple, PeerTransport, RelayedAddr, Transport};
+    use turn_core::EndReason;
 
     use super::*;
+    use crate::sample;
 
     fn record(id: u8, epoch: u64, sequence: u64) -> Record {
-        Record {
-            relay_address: [127, 0, 0, 1].into(),
-            epoch,
-            sequence,
-            id: AllocationId([id; 16]),
-            five_tuple: FiveTuple {
-                transport: Transport::Udp,
-                client: ([192, 0, 2, id], 1).into(),
-                server: ([127, 0, 0, 1], 3478).into(),
-            },
-            relayed: vec![RelayedAddr {
-                bound: ([127, 0, 0, 1], 50_000 + u16::from(id)).into(),
-                advertised: ([192, 0, 2, 9], 50_000 + u16::from(id)).into(),
-            }],
-            peer_transport: PeerTransport::Udp,
-            session: None,
-            username: b"alice".to_vec(),
-            created_at: 1,
-            expires_at: 2,
-            family_expires_at: Vec::new(),
-            mobility: None,
-            proxy: None,
-            transaction_id: None,
-            address_error: None,
-            reservation: None,
-            permissions: Vec::new(),
-            channels: Vec::new(),
-        }
+        let relayed = ([127, 0, 0, 1], 50_000 + u16::from(id)).into();
+        Record { epoch, sequence, ..sample::record(AllocationId([id; 16]), relayed, 1) }
     }
 
     fn end(id: u8) -> Change {

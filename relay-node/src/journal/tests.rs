@@ -6,40 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use turn_core::{AllocationId, Change, EndReason, FiveTuple, KeyRing, PeerTransport, Record, RelayedAddr};
-use turn_core::{Transport, WorkerId};
+use turn_core::{AllocationId, Change, EndReason, KeyRing, Record, WorkerId};
 
 use super::*;
+use crate::sample;
 
 fn record(id: u8, epoch: u64, sequence: u64) -> Record {
-    Record {
-        relay_address: [127, 0, 0, 1].into(),
-        epoch,
-        sequence,
-        id: AllocationId([id; 16]),
-        five_tuple: FiveTuple {
-            transport: Transport::Udp,
-            client: ([192, 0, 2, 1], 1).into(),
-            server: ([127, 0, 0, 1], 3478).into(),
-        },
-        relayed: vec![RelayedAddr {
-            bound: ([127, 0, 0, 1], 50_000).into(),
-            advertised: ([192, 0, 2, 9], 50_000).into(),
-        }],
-        peer_transport: PeerTransport::Udp,
-        session: None,
-        username: b"alice".to_vec(),
-        created_at: 1,
-        expires_at: 2,
-        family_expires_at: Vec::new(),
-        mobility: None,
-        proxy: None,
-        transaction_id: None,
-        address_error: None,
-        reservation: None,
-        permissions: Vec::new(),
-        channels: Vec::new(),
-    }
+    Record { epoch, sequence, ..sample::record(AllocationId([id; 16]), ([127, 0, 0, 1], 50_000).into(), 1) }
 }
 
 fn put(id: u8, epoch: u64, sequence: u64) -> Change {

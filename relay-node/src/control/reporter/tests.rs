@@ -1,37 +1,16 @@
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use proptest::prelude::*;
-use turn_core::{FiveTuple, PeerTransport, RelayedAddr, Transport};
 
 use super::*;
+use crate::sample;
 
 /// 600 s, the default lifetime, in ms.
 const LIFETIME: u64 = 600_000;
 
 fn record(n: u8, sequence: u64, expires_at: u64) -> Record {
-    let address = |port: u16| SocketAddr::from(([192, 0, 2, n], port));
-    Record {
-        relay_address: [198, 51, 100, 7].into(),
-        epoch: 1,
-        sequence,
-        id: AllocationId([n; 16]),
-        five_tuple: FiveTuple { transport: Transport::Udp, client: address(5000), server: address(3478) },
-        relayed: vec![RelayedAddr { bound: address(50_000), advertised: address(50_000) }],
-        peer_transport: PeerTransport::Udp,
-        session: None,
-        username: b"alice".to_vec(),
-        created_at: 0,
-        expires_at,
-        family_expires_at: Vec::new(),
-        mobility: None,
-        proxy: None,
-        transaction_id: None,
-        address_error: None,
-        reservation: None,
-        permissions: Vec::new(),
-        channels: Vec::new(),
-    }
+    let record = sample::record(AllocationId([n; 16]), ([192, 0, 2, n], 50_000).into(), 0);
+    Record { sequence, expires_at, ..record }
 }
 
 fn put(record: Record) -> Change {
