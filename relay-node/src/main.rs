@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 use relay_node::address::Keeper;
-use relay_node::config::{self, Arguments, Settings};
+use relay_node::config::{self, Arguments, ConfigError, Settings};
 use relay_node::control::restore::Merged;
 use relay_node::control::{Control, Drain, Ended, StandingWatch, interlink};
 use relay_node::dataplane::{Beginning, Dataplane, FenceReason};
 use relay_node::health::{self, Status};
 use relay_node::state_directory::StateDirectory;
 use relay_node::{journal, kubernetes, log, metrics};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -28,6 +29,14 @@ const LINGER: Duration = Duration::from_millis(500);
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "before there is a log")]
 fn main() -> ExitCode {
+    // Before anything else: whoever is told to stop while it starts ends in order, too.
+    let (runtime, mut told) = match begin() {
+        Ok(begun) => begun,
+        Err(error) => {
+            eprintln!("relay-node: cannot start threads or catch signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {
@@ -42,29 +51,53 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let settings = match config::load(&arguments) {
-        Ok(settings) => settings,
-        Err(error) => {
+    let checks = arguments.check_config;
+    let settings = match runtime.block_on(load(arguments, &mut told)) {
+        Some(Ok(settings)) => settings,
+        Some(Err(error)) => {
             eprintln!("relay-node: {error}");
             return EX_CONFIG.into();
         }
+        None => {
+            eprintln!("relay-node: told to stop before it knew its configuration");
+            // What still waits for an answer ends with the process.
+            runtime.shutdown_background();
+            return if checks { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
     };
-    if arguments.check_config {
+    if checks {
         println!("ok: relay {} at {}", settings.node_id, settings.relay_address);
         return ExitCode::SUCCESS;
     }
     log::start(&settings);
-    run(settings).unwrap_or_else(|error| {
+    run(runtime, settings, told).unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
     })
 }
 
-fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    // The control plane has threads of its own: never a worker's.
+/// The threads of the control plane, which are never a worker's, and the signals.
+fn begin() -> std::io::Result<(Runtime, Told)> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build()?;
-    let result = runtime.block_on(serve(settings));
+    let told = {
+        let _entered = runtime.enter();
+        Told { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? }
+    };
+    Ok((runtime, told))
+}
+
+/// The configuration; none where it was told to stop meanwhile: an API server may keep it waiting.
+async fn load(arguments: Arguments, told: &mut Told) -> Option<Result<Settings, ConfigError>> {
+    let loading = tokio::task::spawn_blocking(move || config::load(&arguments));
+    tokio::select! {
+        loaded = loading => Some(loaded.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))),
+        () = told.stop() => None,
+    }
+}
+
+fn run(runtime: Runtime, settings: Settings, told: Told) -> anyhow::Result<ExitCode> {
+    let result = runtime.block_on(serve(settings, told));
     runtime.shutdown_timeout(LINGER);
     let (code, dataplane) = result?;
     if let Some(dataplane) = dataplane.and_then(Arc::into_inner) {
@@ -73,10 +106,24 @@ fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// What outlives the hold on the relay address: a relay that waits for it again is the same process.
-struct Process {
+/// SIGTERM and SIGINT. What comes while nobody waits for it is found by whoever waits next.
+struct Told {
     terminate: Signal,
     interrupt: Signal,
+}
+
+impl Told {
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What outlives the hold on the relay address: a relay that waits for it again is the same process.
+struct Process {
+    told: Told,
     status: Arc<Status>,
     keeper: Keeper,
 }
@@ -89,8 +136,7 @@ enum End {
     Again(Option<Arc<Dataplane>>),
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<(ExitCode, Option<Arc<Dataplane>>)> {
-    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+async fn serve(settings: Settings, told: Told) -> anyhow::Result<(ExitCode, Option<Arc<Dataplane>>)> {
     let mut state = StateDirectory::open(&settings.state_dir, &settings.node_id)?;
     if let Some((_, facts)) = &settings.kubernetes
         && let Err(error) = kubernetes::keep(&settings.state_dir, facts)
@@ -98,7 +144,7 @@ async fn serve(settings: Settings) -> anyhow::Result<(ExitCode, Option<Arc<Datap
         tracing::warn!("state_dir: what Kubernetes said is not kept: {error}");
     }
     let keeper = Keeper::open(&settings.address, &settings.relay_ips)?;
-    let mut process = Process { terminate, interrupt, status: Arc::new(Status::default()), keeper };
+    let mut process = Process { told, status: Arc::new(Status::default()), keeper };
     let recorder = metrics::install()?;
     if let Some(address) = settings.http {
         let listener = health::bind(address).await?;
@@ -142,11 +188,11 @@ async fn live(settings: &Settings, state: StateDirectory, process: &mut Process)
     let drain = Arc::new(Drain::new(settings, Arc::clone(status)));
     let mut control = Control::new(settings, state, epoch, Arc::clone(status), Arc::clone(&drain))?;
     let held = tokio::select! {
-        held = control.await_address(&mut process.keeper) => held,
-        () = told_to_stop(&mut process.terminate, &mut process.interrupt) => {
-            return Ok(End::Exit(ExitCode::SUCCESS, None));
-        }
+        biased;
+        () = process.told.stop() => None,
+        held = control.await_address(&mut process.keeper) => Some(held),
     };
+    let Some(held) = held else { return Ok(end_before_serving(None)) };
     held?;
 
     let mut config = settings.dataplane(control.epoch(), (journal.clone(), usage), control.user_quota());
@@ -161,7 +207,13 @@ async fn live(settings: &Settings, state: StateDirectory, process: &mut Process)
     let loaded = journal::load(&journal, &KeyRing::default())
         .with_context(|| format!("state_dir: cannot read the journal in {}", journal.display()))?;
     let damaged = loaded.refused.total();
-    let Merged { records, ended, .. } = match control.restore(loaded).await {
+    let restored = tokio::select! {
+        biased;
+        () = process.told.stop() => None,
+        restored = control.restore(loaded) => Some(restored),
+    };
+    let Some(restored) = restored else { return Ok(end_before_serving(Some(dataplane))) };
+    let Merged { records, ended, .. } = match restored {
         Ok(merged) => merged,
         Err(ended) if settings.address.waits => {
             tracing::warn!("{ended}");
@@ -206,7 +258,7 @@ async fn live(settings: &Settings, state: StateDirectory, process: &mut Process)
             let _ = control.await;
             ended
         }
-        () = drain.until_end(&mut process.terminate, &mut process.interrupt) => {
+        () = drain.until_end(&mut process.told.terminate, &mut process.told.interrupt) => {
             if timeout(LINGER, dataplane.end_sessions()).await.is_err() {
                 tracing::warn!("a worker took too long to end its connections; they end with the process");
             }
@@ -260,11 +312,10 @@ fn follow_kubernetes(
     }
 }
 
-async fn told_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+/// It was told to stop before it read a packet: nobody is served by it, and what it would have restored is where it was.
+fn end_before_serving(dataplane: Option<Arc<Dataplane>>) -> End {
+    tracing::info!("told to stop before it served");
+    End::Exit(ExitCode::SUCCESS, dataplane)
 }
 
 async fn stop_control(stop: oneshot::Sender<()>, control: tokio::task::JoinHandle<Ended>) -> anyhow::Result<Ended> {

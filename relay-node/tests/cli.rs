@@ -6,8 +6,10 @@
 mod relay;
 
 use std::process::Command;
+use std::time::Duration;
 
-use relay::{Relay, command, configuration, own_ip, run};
+use relay::{Relay, TurnClient, command, configuration, own_ip, run};
+use turn_core::client::Event;
 
 #[test]
 fn a_good_configuration_is_one_line() {
@@ -185,4 +187,52 @@ fn readiness_says_what_is_missing_and_liveness_does_not_care() {
     assert_eq!(relay.wait_for("/readyz", 200), "ready\n");
     relay.metric("turn_control_connected 0");
     relay.metric("turn_build_info{version=\"0.1.0\"} 1");
+}
+
+/// SIGTERM at one moment of a start after the other: the end is orderly, and a start after all of them finds what there
+/// was.
+#[test]
+fn told_to_stop_while_it_starts_it_ends_in_order_and_keeps_what_it_had() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let (ip, more) = (own_ip(), "static_users = [{ username = \"alice\", password = \"secret\" }]");
+    let mut relay = Relay::start(directory.path(), ip, more);
+    relay.wait_for("/readyz", 200);
+    let mut client = TurnClient::new(relay.address(), "alice", "secret");
+    client.allocate();
+    relay.kill();
+
+    let state = directory.path().join("state");
+    for moment in (0..80).step_by(2).map(Duration::from_millis) {
+        let mut relay = Relay::start(directory.path(), ip, more);
+        relay.catches_signals();
+        std::thread::sleep(moment);
+        assert_eq!(relay.terminate().code(), Some(0), "{moment:?} after it began");
+        let names = std::fs::read_dir(&state).expect("a directory").map(|entry| entry.expect("readable").path());
+        let halves: Vec<_> = names.filter(|name| name.extension().is_some_and(|end| end == "new")).collect();
+        assert!(halves.is_empty(), "{moment:?} after it began: {halves:?}");
+    }
+    let relay = Relay::start(directory.path(), ip, more);
+    let line = relay.log("ready");
+    assert!(line.contains("restored=1") && line.contains("refused=0"), "{line}");
+    assert!(matches!(client.perform(|client, now| client.refresh(now, 600)), Event::Refreshed(600)));
+}
+
+/// An API server that takes the connection and says nothing is waited for; a relay that is told to stop is not.
+#[test]
+fn told_to_stop_while_it_waits_for_its_configuration_it_ends_at_once() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let api = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    for file in ["token", "ca.crt"] {
+        std::fs::write(directory.path().join(file), "").expect("written");
+    }
+    let more = format!(
+        "[kubernetes]\nnode = \"node-1\"\napi = \"https://{}\"\ncredentials = {:?}",
+        api.local_addr().expect("bound"),
+        directory.path()
+    );
+    let mut relay = Relay::start(directory.path(), own_ip(), &more);
+    let _asked = api.accept().expect("it asks");
+    assert_eq!(relay.terminate().code(), Some(0));
+    relay.log("told to stop before it knew its configuration");
+    assert!(!directory.path().join("state").exists(), "nothing was begun");
 }

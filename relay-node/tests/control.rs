@@ -134,6 +134,17 @@ fn a_relay_superseded_before_it_serves_does_not_begin() {
     assert_eq!(relay.wait().code(), Some(1));
 }
 
+/// The controller that it asks for its records says nothing: it is not waited for.
+#[test]
+fn told_to_stop_before_it_serves_it_ends_at_once() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let controller = Controller::start(directory.path(), Vec::new());
+    let mut relay = start(directory.path(), own_ip(), &[&controller.url]);
+    let _silent = controller.session();
+    assert_eq!(relay.terminate().code(), Some(0));
+    relay.log("told to stop before it served");
+}
+
 #[test]
 fn an_orderly_end_is_said() {
     let directory = tempfile::tempdir().expect("tempdir");

@@ -112,7 +112,7 @@ impl<'a> Wrecker<'a> {
     async fn begin(&mut self, number: usize, fault: Fault) -> Result<()> {
         match fault {
             Fault::KillRelay(_) => self.machine(number)?.relay.kill()?,
-            Fault::EndRelay(_) => self.machine(number)?.relay.terminate()?,
+            Fault::EndRelay(_) => self.machine(number)?.relay.terminate().await?,
             Fault::DrainRelay(_) => self.drain("drain", number).await?,
             Fault::FreezeRelay(_) => self.machine(number)?.relay.freeze(true)?,
             Fault::WipeRelay(_) => {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::time::Duration;
@@ -424,31 +423,28 @@ impl Relay {
     /// # Errors
     /// It did not end.
     pub async fn stop(&mut self) -> Result<ExitStatus> {
-        self.process
-            .take()
-            .with_context(|| format!("{} does not run", self.id))?
-            .terminate(Duration::from_secs(10))
-            .await
+        self.terminate().await?;
+        self.process.take().with_context(|| format!("{} does not run", self.id))?.wait(Duration::from_secs(10)).await
     }
 
-    /// SIGTERM, and does not wait; see [`Relay::ended`].
+    /// SIGTERM, as soon as it is the relay that hears it and no longer what loads it; does not wait, see [`Relay::ended`].
     ///
     /// # Errors
-    /// It does not run.
-    pub fn terminate(&self) -> Result<()> {
-        self.process.as_ref().with_context(|| format!("{} does not run", self.id))?.signal(Signal::SIGTERM)
+    /// It does not run, or never listens.
+    pub async fn terminate(&self) -> Result<()> {
+        let process = self.process.as_ref().with_context(|| format!("{} does not run", self.id))?;
+        eventually("the relay catches SIGTERM", READY, async || process.must_catch(Signal::SIGTERM)).await?;
+        process.signal(Signal::SIGTERM)
     }
 
-    /// Waits until it has ended in order, after [`Relay::terminate`]; or by the signal itself, which one gets that was told
-    /// before it had begun.
+    /// Waits until it has ended in order, after [`Relay::terminate`].
     ///
     /// # Errors
     /// It did not within ten seconds, or not in order.
     pub async fn ended(&mut self) -> Result<()> {
         let mut process = self.process.take().with_context(|| format!("{} does not run", self.id))?;
         let status = process.wait(Duration::from_secs(10)).await?;
-        let never_began = status.signal() == Some(Signal::SIGTERM as i32);
-        ensure!(status.success() || never_began, "{} ended with {status}", self.id);
+        ensure!(status.success(), "{} ended with {status}", self.id);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -153,6 +153,15 @@ impl Process {
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        Ok(())
+    }
+
+    /// Fails unless it has a handler for this signal.
+    pub(crate) fn must_catch(&self, signal: Signal) -> Result<()> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("no SigCgt")?;
+        let caught = u64::from_str_radix(caught.trim(), 16)?;
+        ensure!(caught >> (signal as i32 - 1) & 1 == 1, "{} does not catch {signal}", self.name);
         Ok(())
     }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// No condition here takes longer, unless it is never met.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+const SIGTERM: u32 = 15;
+
 /// A loopback IP of this test's own, so that tests beside it and their ports are out of the way.
 pub(crate) fn own_ip() -> Ipv4Addr {
     let mut random = [0; 3];
@@ -133,6 +135,17 @@ impl Relay {
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         self.wait()
+    }
+
+    /// Waits until SIGTERM no longer ends it by itself: the loader has handed over to its `main`.
+    pub(crate) fn catches_signals(&self) {
+        let status = format!("/proc/{}/status", self.child.id());
+        eventually("it catches SIGTERM", || {
+            let status = std::fs::read_to_string(&status).expect("it runs");
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a line");
+            let caught = u64::from_str_radix(caught.trim(), 16).expect("a bit for each signal");
+            (caught >> (SIGTERM - 1) & 1 == 1).then_some(())
+        });
     }
 
     /// Sends it this signal.
