@@ -5,12 +5,16 @@ mod fake;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use fake::{Fake, Files, World, parts, turnctl};
+use openssl::pkey::PKey;
+use openssl::ssl::{SslAcceptor, SslMethod};
+use openssl::x509::X509;
 use turn_core::wire::attribute::XorMappedAddress;
 use turn_core::wire::{Class, Message, MessageWriter};
-use turnctl::pki::create_ca;
+use turnctl::pki::{CertificateAndKey, Identity, create_ca};
 use turnpike_proto::v1::{
     Allocation, AllocationUsage, Event, EventKind, Key, KeyState, LinkPath, LinkReport, LinkState, ListLinksResponse,
     Load, NetcheckTarget, Node, NodeState, RelayLinks, Transport, TransportAllocations,
@@ -425,6 +429,50 @@ fn nat_says_what_two_servers_tell_and_what_is_blocked() -> Result<()> {
     let (code, _, _) = run(&["http://example.org".into()])?;
     assert_eq!(code, Some(2));
     Ok(())
+}
+
+#[test]
+fn nat_says_who_issued_a_certificate_that_is_not_trusted() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let ca = create_ca("The office's proxy")?;
+    let localhost = ["localhost".to_owned()];
+    let shown = ca.issue(&Identity::Controller("c1".into()), &localhost, &[], Duration::from_secs(3600))?;
+    let server = tls_server(&shown)?;
+    let uri = format!("turns:localhost:{}", server.port());
+    let (code, stdout, stderr) = parts(&turnctl(home.path()).args(["nat", &uri]).output()?);
+    assert_eq!(code, Some(3), "{stdout}{stderr}");
+    assert!(stdout.contains("certificate not trusted") && !stdout.contains("blocked  "), "{stdout}");
+    assert!(stdout.contains("was issued by \"The office's proxy\" and is not trusted ("), "{stdout}");
+    assert!(stderr.contains("--tls-ca"), "{stderr}");
+
+    // The same server, once its authority is known: the connection stands, and nobody speaks STUN on it.
+    let file = home.path().join("ca.pem");
+    std::fs::write(&file, ca.certificate())?;
+    let output = turnctl(home.path()).args(["nat", "-o", "json", &uri, "--tls-ca"]).arg(&file).output()?;
+    let (_, stdout, _) = parts(&output);
+    let said: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!(said["streams"][0]["untrusted"], serde_json::Value::Null, "{said}");
+    assert!(said["streams"][0]["problem"].as_str().is_some_and(|problem| problem.starts_with("connected")), "{said}");
+    Ok(())
+}
+
+/// A TLS server that closes whatever connects, once hands are shaken.
+fn tls_server(shown: &CertificateAndKey) -> Result<SocketAddr> {
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
+    let (key, certificate) =
+        (PKey::private_key_from_pem(shown.key.as_bytes())?, X509::from_pem(shown.certificate.as_bytes())?);
+    acceptor.set_private_key(&key)?;
+    acceptor.set_certificate(&certificate)?;
+    let acceptor = acceptor.build();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // A client that refuses the certificate ends the handshake.
+            drop(acceptor.accept(stream));
+        }
+    });
+    Ok(address)
 }
 
 fn closed_port() -> Result<String> {

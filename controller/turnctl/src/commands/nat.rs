@@ -14,7 +14,7 @@ use super::netcheck::{self, RegionView};
 use crate::conform::wire::Trust;
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
-use crate::nat::{self, Filtering, Findings, Kind, Mapping, Server};
+use crate::nat::{self, Filtering, Findings, Kind, Mapping, Reach, Server};
 use crate::output::{Block, Cell, Output, Tone, View};
 use crate::probe::ServerUri;
 use crate::units;
@@ -76,6 +76,10 @@ pub(crate) async fn run(args: &NatArgs, connection: &ConnectionOptions, output: 
     let is_hopeless = kind == Kind::UdpBlocked && !findings.streams.iter().any(|reach| reach.works);
     let view = NatView { kind, headline: kind.headline(), advice: nat::advice(&findings), findings, regions };
     output.show(&view)?;
+    if is_hopeless && view.findings.streams.iter().any(Reach::passes) {
+        return Err(Failure::new(Exit::Unhealthy, "what gets through to these servers is not trusted")
+            .remedy("name the authority of their certificates with --tls-ca"));
+    }
     if is_hopeless {
         return Err(Failure::new(Exit::Unhealthy, "nothing passes to these servers")
             .remedy("ask whoever runs this network to let UDP 3478 or TCP 443 out"));
@@ -186,9 +190,10 @@ impl View for NatView {
         let mut blocks = vec![Block::Lines(lines), Block::Fields(fields)];
         if !self.findings.streams.is_empty() {
             let rows = self.findings.streams.iter().map(|reach| {
-                let outcome = match reach.works {
-                    true => Cell::toned("passes", Tone::Good),
-                    false => Cell::toned("blocked", Tone::Bad),
+                let outcome = match (reach.works, &reach.untrusted) {
+                    (true, _) => Cell::toned("passes", Tone::Good),
+                    (false, Some(_)) => Cell::toned("certificate not trusted", Tone::Bad),
+                    (false, None) => Cell::toned("blocked", Tone::Bad),
                 };
                 let transport = reach.transport.to_uppercase();
                 vec![Cell::from(transport), outcome, Cell::from(&reach.server), Cell::from(&reach.problem)]

@@ -5,11 +5,15 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use openssl::error::ErrorStack;
+use openssl::nid::Nid;
 use openssl::ssl::{ErrorCode, HandshakeError, Ssl, SslContext, SslMethod, SslOptions, SslStream};
 use openssl::ssl::{SslVerifyMode, SslVersion};
+use openssl::x509::{X509NameRef, X509StoreContextRef};
+use serde::Serialize;
 use turn_core::Transport;
 use turn_core::wire::stream::{Frame, frame};
 
@@ -24,6 +28,19 @@ pub(crate) struct Trust {
     /// By this authority instead of those of the system.
     pub(crate) ca: Option<PathBuf>,
 }
+
+/// Why a server's certificate is not believed; what [`Wire::open`] fails with, inside of an [`io::Error`].
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, thiserror::Error)]
+#[error("its certificate, issued by {issuer}, is not trusted: {reason}")]
+pub(crate) struct Untrusted {
+    /// Who signed it, as the certificate itself says.
+    pub(crate) issuer: String,
+    /// What OpenSSL found, such as "unable to get local issuer certificate".
+    pub(crate) reason: String,
+}
+
+/// Where the verification of a handshake leaves what it found.
+type Doubt = Arc<Mutex<Option<Untrusted>>>;
 
 /// What of TLS and DTLS a check chooses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,6 +82,9 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Opens a socket; handshakes where the transport has one.
+    ///
+    /// # Errors
+    /// Those of the system and of the handshake; [`Untrusted`] where the certificate is all that is wrong.
     pub(crate) fn open(
         transport: Transport,
         server: SocketAddr,
@@ -86,16 +106,14 @@ impl Wire {
                 let socket = UdpSocket::bind(from)?;
                 socket.connect(server)?;
                 let local = socket.local_addr()?;
-                let ssl = ssl(true, name, trust, handshake)?;
-                (Link::Dtls(shake(ssl, Datagrams(socket))?), local)
+                (Link::Dtls(shake(ssl(true, name, trust, handshake)?, Datagrams(socket))?), local)
             }
             Transport::Tcp | Transport::Tls => {
                 let stream = connect(server, from.ip())?;
                 let local = stream.local_addr()?;
                 if transport == Transport::Tls {
                     stream.set_read_timeout(Some(Duration::from_millis(100)))?;
-                    let ssl = ssl(false, name, trust, handshake)?;
-                    (Link::Tls(shake(ssl, stream)?), local)
+                    (Link::Tls(shake(ssl(false, name, trust, handshake)?, stream)?), local)
                 } else {
                     (Link::Tcp(stream), local)
                 }
@@ -244,14 +262,21 @@ pub(crate) fn connect(server: SocketAddr, from: IpAddr) -> io::Result<TcpStream>
     Ok(stream)
 }
 
-fn ssl(datagrams: bool, name: &str, trust: &Trust, handshake: Handshake) -> io::Result<Ssl> {
+fn ssl(datagrams: bool, name: &str, trust: &Trust, handshake: Handshake) -> io::Result<(Ssl, Doubt)> {
+    let doubt = Doubt::default();
     let make = || -> Result<Ssl, ErrorStack> {
         let mut context = SslContext::builder(if datagrams { SslMethod::dtls() } else { SslMethod::tls() })?;
         context.set_options(SslOptions::NO_QUERY_MTU);
         if trust.insecure {
             context.set_verify(SslVerifyMode::NONE);
         } else {
-            context.set_verify(SslVerifyMode::PEER);
+            let doubt = Arc::clone(&doubt);
+            context.set_verify_callback(SslVerifyMode::PEER, move |is_good, chain| {
+                if !is_good {
+                    doubt.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| untrusted(chain));
+                }
+                is_good
+            });
             match &trust.ca {
                 Some(ca) => context.set_ca_file(ca)?,
                 None => context.set_default_verify_paths()?,
@@ -277,10 +302,32 @@ fn ssl(datagrams: bool, name: &str, trust: &Trust, handshake: Handshake) -> io::
         }
         Ok(ssl)
     };
-    make().map_err(io::Error::other)
+    Ok((make().map_err(io::Error::other)?, doubt))
 }
 
-fn shake<S: Read + Write + Timeouts + std::fmt::Debug>(ssl: Ssl, stream: S) -> io::Result<SslStream<S>> {
+/// What is wrong with the certificate that is looked at, and who issued the server's own.
+fn untrusted(chain: &mut X509StoreContextRef) -> Untrusted {
+    let own = chain.chain().and_then(|chain| chain.get(0)).or(chain.current_cert());
+    Untrusted {
+        issuer: own.map_or("nobody".into(), |own| in_words(own.issuer_name())),
+        reason: chain.error().to_string(),
+    }
+}
+
+/// The common name and the organization of who has this name; all there is, where it has neither.
+fn in_words(name: &X509NameRef) -> String {
+    let entry = |nid| Some(name.entries_by_nid(nid).next()?.data().to_string().ok()?);
+    match (entry(Nid::COMMONNAME), entry(Nid::ORGANIZATIONNAME)) {
+        (Some(name), Some(organization)) if name != organization => format!("{name:?} of {organization:?}"),
+        (Some(name), _) | (None, Some(name)) => format!("{name:?}"),
+        (None, None) => format!("{name:?}"),
+    }
+}
+
+fn shake<S>((ssl, doubt): (Ssl, Doubt), stream: S) -> io::Result<SslStream<S>>
+where
+    S: Read + Write + Timeouts + std::fmt::Debug,
+{
     stream.read_timeout(Duration::from_millis(100))?;
     let deadline = Instant::now() + CONNECT;
     let mut outcome = ssl.connect(stream);
@@ -290,7 +337,12 @@ fn shake<S: Read + Write + Timeouts + std::fmt::Debug>(ssl: Ssl, stream: S) -> i
             // OpenSSL sends DTLS flights again by itself when it is called after their time.
             Err(HandshakeError::WouldBlock(middle)) if Instant::now() < deadline => outcome = middle.handshake(),
             Err(HandshakeError::WouldBlock(_)) => return Err(io::Error::other("no end of the TLS handshake")),
-            Err(error) => return Err(io::Error::other(format!("TLS handshake: {error}"))),
+            Err(error) => {
+                return Err(match doubt.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    Some(untrusted) => io::Error::other(untrusted),
+                    None => io::Error::other(format!("TLS handshake: {error}")),
+                });
+            }
         }
     }
 }

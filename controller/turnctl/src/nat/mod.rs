@@ -12,7 +12,7 @@ use turn_core::Transport;
 
 pub(crate) use self::verdict::{Kind, advice, kind};
 use crate::conform::craft::{BINDING, Craft};
-use crate::conform::wire::{Got, Handshake, Trust, Wire};
+use crate::conform::wire::{Got, Handshake, Trust, Untrusted, Wire};
 use crate::stun::{self, Answer, CHANGE_IP, CHANGE_PORT};
 
 /// An answer that has not come by then does not: filtering shows by silence.
@@ -77,6 +77,15 @@ pub(crate) struct Reach {
     pub(crate) works: bool,
     /// What went wrong.
     pub(crate) problem: String,
+    /// The network lets it through, and clients refuse what answers.
+    pub(crate) untrusted: Option<Untrusted>,
+}
+
+impl Reach {
+    /// Whether the network lets it through, whatever clients think of what answers.
+    pub(crate) fn passes(&self) -> bool {
+        self.works || self.untrusted.is_some()
+    }
 }
 
 /// Everything that was found out.
@@ -99,7 +108,8 @@ pub(crate) fn examine(servers: &[Server], trust: &Trust) -> io::Result<Findings>
 }
 
 fn reach(server: &Server, trust: &Trust) -> Reach {
-    let works = ask_stream(server, trust);
+    let failed = ask_stream(server, trust).err();
+    let untrusted = failed.as_ref().and_then(|error| error.get_ref()?.downcast_ref::<Untrusted>().cloned());
     let transport = match server.transport {
         Transport::Udp => "udp",
         Transport::Tcp => "tcp",
@@ -110,8 +120,9 @@ fn reach(server: &Server, trust: &Trust) -> Reach {
         server: server.name.clone(),
         transport,
         port: server.address.port(),
-        works: works.is_ok(),
-        problem: works.err().map(|error| error.to_string()).unwrap_or_default(),
+        works: failed.is_none(),
+        problem: failed.map(|error| error.to_string()).unwrap_or_default(),
+        untrusted,
     }
 }
 

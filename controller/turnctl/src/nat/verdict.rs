@@ -69,6 +69,9 @@ pub(crate) fn advice(findings: &Findings) -> Vec<String> {
         Kind::UdpBlocked if findings.streams.is_empty() => {
             "TCP and TLS were not tried: name a turn:...?transport=tcp or turns: server.".into()
         }
+        Kind::UdpBlocked if findings.streams.iter().any(Reach::passes) => {
+            "TLS gets through, but clients refuse the certificate: as it is, no call is possible from here.".into()
+        }
         Kind::UdpBlocked => "Nor do TCP and TLS to these servers: from here no call is possible.".into(),
         Kind::Unknown => {
             "A server with a second address (the relay's nat_discovery), or two servers, would tell.".into()
@@ -76,6 +79,19 @@ pub(crate) fn advice(findings: &Findings) -> Vec<String> {
     });
     if only_443(findings) {
         sentences.push("Only port 443 passes: relays need a TLS or TCP listener there.".into());
+    }
+    let mut issuers = Vec::new();
+    for (reach, untrusted) in findings.streams.iter().filter_map(|reach| Some((reach, reach.untrusted.as_ref()?))) {
+        if issuers.contains(&&untrusted.issuer) {
+            continue;
+        }
+        issuers.push(&untrusted.issuer);
+        sentences.push(format!(
+            "The certificate that {} shows was issued by {} and is not trusted ({}). If that is the authority of your \
+             relays, name its file with --tls-ca; if nobody of yours, something on the way opens TLS, and calls by TLS \
+             do not pass.",
+            reach.server, untrusted.issuer, untrusted.reason
+        ));
     }
     if findings.udp.as_ref().is_some_and(|udp| udp.hairpin == Some(false)) {
         sentences.push(
@@ -89,13 +105,13 @@ pub(crate) fn advice(findings: &Findings) -> Vec<String> {
 /// Whether nothing but port 443 got through although other ports were tried.
 pub(crate) fn only_443(findings: &Findings) -> bool {
     let (on_443, elsewhere): (Vec<&Reach>, Vec<&Reach>) = findings.streams.iter().partition(|reach| reach.port == 443);
-    let works = |list: &[&Reach]| list.iter().any(|reach| reach.works);
-    findings.udp.is_none() && works(&on_443) && !elsewhere.is_empty() && !works(&elsewhere)
+    let passes = |list: &[&Reach]| list.iter().any(|reach| reach.passes());
+    findings.udp.is_none() && passes(&on_443) && !elsewhere.is_empty() && !passes(&elsewhere)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Udp;
+    use super::super::{Udp, Untrusted};
     use super::*;
 
     fn found(mapping: Option<Mapping>, filtering: Option<Filtering>) -> Findings {
@@ -129,7 +145,18 @@ mod tests {
 
     #[test]
     fn what_passes_is_said() {
-        let reach = |port, works| Reach { server: "s".into(), transport: "tcp", port, works, problem: String::new() };
+        let reach = |port, works| Reach {
+            server: "s".into(),
+            transport: "tcp",
+            port,
+            works,
+            problem: String::new(),
+            untrusted: None,
+        };
+        let untrusted = |issuer: &str| Reach {
+            untrusted: Some(Untrusted { issuer: format!("{issuer:?}"), reason: "unknown".into() }),
+            ..reach(443, false)
+        };
         let cases: &[(&str, &[Reach], &[&str])] = &[
             ("nothing tried", &[], &["TCP and TLS were not tried"]),
             ("nothing", &[reach(3478, false), reach(443, false)], &["no call is possible"]),
@@ -138,6 +165,16 @@ mod tests {
                 "443",
                 &[reach(3478, false), reach(443, true)],
                 &["by TCP or TLS through a relay", "Only port 443 passes"],
+            ),
+            (
+                "somebody else's certificate, twice",
+                &[untrusted("Office proxy"), untrusted("Office proxy"), reach(3478, true)],
+                &["by TCP or TLS through a relay", "issued by \"Office proxy\" and is not trusted (unknown)"],
+            ),
+            (
+                "nothing but that",
+                &[untrusted("Office proxy"), reach(3478, false)],
+                &["clients refuse the certificate", "Only port 443 passes", "issued by \"Office proxy\""],
             ),
         ];
         for (what, streams, expected) in cases {
