@@ -9,3 +9,4 @@ mod documents;
 mod import;
 mod manifests;
 mod members;
+mod rehearsal;

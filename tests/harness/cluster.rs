@@ -1,6 +1,7 @@
 //! A cluster of real release binaries: certificates, controllers, relays, and the questions a user would ask it.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -269,19 +270,28 @@ impl Cluster {
         self.directory.join(format!("{id}.state"))
     }
 
+    /// What points `turnctl` here, as an administrator.
+    #[must_use]
+    pub fn turnctl_variables(&self) -> [(&'static str, OsString); 5] {
+        let stem = Identity::Admin("test".into()).file_stem();
+        let controllers: Vec<String> = self.controllers.iter().map(|at| format!("https://{at}")).collect();
+        let file = |name: &str| self.directory.join(name).into_os_string();
+        [
+            ("TURNCTL_CONTROLLER", controllers.join(",").into()),
+            ("TURNCTL_CA", file(pki::CA_CERTIFICATE)),
+            ("TURNCTL_CERT", file(&format!("{stem}.pem"))),
+            ("TURNCTL_KEY", file(&format!("{stem}.key"))),
+            ("TURNCTL_CONFIG", file("turnctl.toml")),
+        ]
+    }
+
     /// Runs `turnctl` as an administrator on `host`.
     ///
     /// # Errors
     /// It cannot be started; how it ended is in the output.
     pub async fn turnctl(&self, host: &Host, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(binary("turnctl")?);
-        let stem = Identity::Admin("test".into()).file_stem();
-        let controllers: Vec<String> = self.controllers.iter().map(|at| format!("https://{at}")).collect();
-        command.env("TURNCTL_CONTROLLER", controllers.join(","));
-        command.env("TURNCTL_CA", self.directory.join(pki::CA_CERTIFICATE));
-        command.env("TURNCTL_CERT", self.directory.join(format!("{stem}.pem")));
-        command.env("TURNCTL_KEY", self.directory.join(format!("{stem}.key")));
-        command.env("TURNCTL_CONFIG", self.directory.join("turnctl.toml"));
+        command.envs(self.turnctl_variables());
         command.args(arguments);
         host.output(command).await
     }

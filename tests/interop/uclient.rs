@@ -1,14 +1,17 @@
 //! `turnutils_uclient`, coturn's own client.
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use harness::certificate::Authority;
-use harness::cluster::{Cluster, RelayOptions, Store};
+use harness::cluster::{Cluster, RelayOptions, Store, binary, repository};
+use harness::lab::DataCenter;
 use harness::place::Place;
 use harness::uclient::{Load, Tally};
-use harness::{Host, run_within};
+use harness::{Host, Process, eventually, run, run_within};
 
 /// 100 sessions of 200 messages each, over UDP and over TCP: every message sent is received.
 #[test]
@@ -96,6 +99,36 @@ fn every_way_and_wish_loses_nothing() -> Result<()> {
             }
         });
         try_join_all(runs).await?;
+        Ok(())
+    })
+}
+
+/// The README's relay without a controller and coturn's client beside it, as they stand there, but for the directory.
+#[test]
+fn the_readme_s_relay_alone_serves_coturn_s_client() -> Result<()> {
+    run(async |test| {
+        let page = fs::read_to_string(repository().join("README.md"))?;
+        let (_, block) = page.split_once("```sh\nrelay-node ").context("the block")?;
+        let (block, _) = block.split_once("```").context("its end")?;
+        let (relay, client) = block.split_once("\nturnutils_uclient ").context("two commands")?;
+        let state = test.file("lab").display().to_string();
+        ensure!(relay.contains("/tmp/lab"), "{relay}");
+        let lab = DataCenter::start().await?;
+        let host = lab.server("machine").await?.host;
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("exec {} {}", binary("relay-node")?.display(), relay.replace("/tmp/lab", &state)));
+        let mut relay = Process::start(&host, test.path(), "relay", shell)?;
+        eventually("the relay is ready", Duration::from_secs(20), async || {
+            relay.must_run()?;
+            ensure!(relay.output().contains(" ready "), "not yet");
+            Ok(())
+        })
+        .await?;
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("turnutils_uclient {client}"));
+        let output = host.output(shell).await?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success() && said.contains("Total lost packets 0 "), "{}: {said}", output.status);
         Ok(())
     })
 }

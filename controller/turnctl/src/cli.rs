@@ -146,6 +146,11 @@ impl Command {
     }
 }
 
+/// The command line as clap knows it, for whoever wants to know whether a line is one.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs `turnctl` with the arguments of this process.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();

@@ -22,4 +22,4 @@ mod probe;
 mod stun;
 mod units;
 
-pub use cli::run;
+pub use cli::{command, run};
