@@ -97,6 +97,7 @@ fn settings() -> v1::Settings {
         denied_peers: vec!["10.96.0.0/12".to_owned(), "2001:db8::/32".to_owned()],
         user_quota: 10,
         static_users: vec![v1::StaticUser { username: b"alice".to_vec(), password: b"pass\xFF".to_vec() }],
+        lineage: Vec::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod backbone;
 mod controllers;
 mod crossing;
+mod disaster;
 mod drain;
 mod draining;
 mod flood;

@@ -367,6 +367,17 @@ impl Controller {
         self.process.as_ref().context("the controller does not run")?.freeze(frozen)
     }
 
+    /// SIGTERM, and waits for its orderly end.
+    ///
+    /// # Errors
+    /// It does not run, or ends otherwise.
+    pub async fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the controller does not run")?;
+        let ended = process.terminate(Duration::from_secs(10)).await?;
+        ensure!(ended.success(), "the controller ended with {ended}");
+        Ok(())
+    }
+
     /// SIGKILL.
     ///
     /// # Errors

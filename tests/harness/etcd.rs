@@ -71,7 +71,7 @@ impl Etcd {
         let (client, peer) = (self.endpoint(), format!("http://{}", self.place.at(2380)));
         let mut command = Command::new("etcd");
         command.args(["--name", &self.name, "--log-level", "warn", "--logger", "zap"]);
-        command.arg("--data-dir").arg(self.directory.join(format!("{}.etcd", self.name)));
+        command.arg("--data-dir").arg(self.data());
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &self.members]).args(&self.more);
@@ -105,6 +105,39 @@ impl Etcd {
     /// It does not run.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("etcd does not run")?.kill()
+    }
+
+    /// SIGKILL, and its data is gone.
+    ///
+    /// # Errors
+    /// It does not run, or the data stays.
+    pub fn lose(&mut self) -> Result<()> {
+        self.kill()?;
+        Ok(std::fs::remove_dir_all(self.data())?)
+    }
+
+    /// Saves a snapshot.
+    ///
+    /// # Errors
+    /// etcdctl fails.
+    pub async fn save(&self, to: &Path) -> Result<()> {
+        self.etcdctl(&["snapshot", "save", &to.display().to_string()]).await.map(drop)
+    }
+
+    /// Makes data of a snapshot, as of a cluster of this member alone, where there is none; [`Etcd::restart`] serves it.
+    ///
+    /// # Errors
+    /// etcdctl fails.
+    pub async fn restore(&self, from: &Path) -> Result<()> {
+        let (from, data) = (from.display().to_string(), self.data().display().to_string());
+        let peer = format!("http://{}", self.place.at(2380));
+        let arguments = ["snapshot", "restore", &from, "--data-dir", &data, "--name", &self.name];
+        let member = ["--initial-cluster", &self.members, "--initial-advertise-peer-urls", &peer];
+        self.etcdctl(&[&arguments[..], &member].concat()).await.map(drop)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.join(format!("{}.etcd", self.name))
     }
 
     /// Its client URL.

@@ -15,11 +15,17 @@ use crate::fleet::unix_ms;
 
 /// Bytes of a key that is made here.
 const LENGTH: usize = 32;
+/// Earlier revisions that are remembered: more than one rotation of every ring makes.
+const LINEAGE: usize = 32;
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Document {
     /// Grows with each change; begins at the Unix time in ms, so that it grows across stores made anew, too.
     pub(super) revision: u64,
+    /// Revisions it came from, ascending, at most [`LINEAGE`]; 0 is the beginning. By these a relay knows settings that
+    /// its own did not come into: of a store made anew, or out of a snapshot.
+    #[serde(default)]
+    lineage: Vec<u64>,
     realm: String,
     rest_secrets: Vec<StoredKey>,
     /// The newest TURN REST secret that was made here; it stays accepted while others are configured.
@@ -184,6 +190,8 @@ impl Document {
     /// that changed carry too.
     pub(super) fn revised(mut self, before: &Self, now: u64) -> Self {
         self.revision = now.max(before.revision + 1);
+        let forgotten = (before.lineage.len() + 1).saturating_sub(LINEAGE);
+        self.lineage = before.lineage.iter().copied().chain([before.revision]).skip(forgotten).collect();
         for ring in Ring::ALL {
             let revision = self.revision;
             for key in self.ring_mut(ring) {
@@ -212,6 +220,7 @@ impl Document {
         };
         let merged = Self {
             revision: stored.map_or(0, |stored| stored.revision),
+            lineage: stored.map(|stored| stored.lineage.clone()).unwrap_or_default(),
             realm: options.realm.clone(),
             rest_secrets: rest_secrets(stored, &options.rest_secrets, now)?,
             generated_rest_secret: stored.and_then(|stored| stored.generated_rest_secret.clone()),
@@ -246,6 +255,7 @@ impl Document {
             denied_peers: self.denied_peers.clone(),
             user_quota: self.user_quota,
             static_users: self.static_users.iter().map(user).collect(),
+            lineage: self.lineage.clone(),
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::config::{self, parse_network};
 /// Longest life of a nonce.
 const NONCE_LIFE: Duration = Duration::from_secs(3600);
 
+/// How long secrets are accepted that were lost with a store: a credential lives a day unless controllers are told otherwise.
+const CREDENTIAL_LIFE: Duration = Duration::from_secs(86_400);
+
 /// Why a controller's settings are refused, all of them: half of them would lock clients out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -54,6 +57,8 @@ struct ClusterSettings {
 pub(crate) enum Adopted {
     /// They are in force.
     New,
+    /// They are in force, and did not come from the ones before: the store is another one, or an older copy.
+    Forked,
     /// They were already.
     Known,
     /// This relay has newer ones, of this revision.
@@ -68,6 +73,8 @@ pub(crate) struct Cluster {
     lags: bool,
     /// Nonce keys that this relay minted with until it heard that they are gone, and until when their nonces live.
     lingering: Vec<(Key, Instant)>,
+    /// TURN REST secrets that were lost with a store, and until when they are accepted.
+    orphaned: Vec<(Key, Instant)>,
     /// Relay IPs by node.
     members: BTreeMap<String, Vec<IpAddr>>,
     /// What that was read from.
@@ -116,6 +123,9 @@ impl Cluster {
     ///
     /// A relay that was away while its newest nonce key came to its end has minted with it until now: it goes on
     /// accepting it for as long as those nonces live, because 438 to an Allocate ends the attempt of a browser.
+    ///
+    /// TURN REST secrets that are gone have been retired. Not so where the store was lost and these settings did not come
+    /// from those that are known: calls whose credentials were made with them would end with their next Refresh.
     pub(crate) fn adopt_settings(&mut self, message: &v1::Settings, now: Instant) -> Result<Adopted, SettingsError> {
         let settings = check(message)?;
         match &self.settings {
@@ -128,8 +138,24 @@ impl Cluster {
             self.lingering.push((key.clone(), now + NONCE_LIFE));
         }
         self.lingering.retain(|(key, until)| *until > now && settings.nonce_keys.find(key.id).is_none());
+        let forked = self.settings.as_ref().filter(|known| is_fork(known.revision, &message.lineage));
+        let adopted = if forked.is_some() { Adopted::Forked } else { Adopted::New };
+        let lost = forked.into_iter().flat_map(|known| known.rest_secrets.0.iter().cloned());
+        self.orphaned.extend(lost.map(|key| (key, now + CREDENTIAL_LIFE)));
+        let rest = &settings.rest_secrets.0;
+        self.orphaned.retain(|(key, until)| *until > now && rest.iter().all(|live| live.secret != key.secret));
         self.settings = Some(settings);
-        Ok(Adopted::New)
+        Ok(adopted)
+    }
+
+    /// A settings message as it is kept on disk: with what is accepted beside it, until the next message.
+    pub(crate) fn kept(&self, message: &v1::Settings) -> v1::Settings {
+        let mut kept = message.clone();
+        for (key, _) in &self.orphaned {
+            let free = (0..=u32::from(u8::MAX)).rev().find(|id| kept.rest_secrets.iter().all(|known| known.id != *id));
+            kept.rest_secrets.extend(free.map(|id| v1::Secret { id, value: key.secret.clone() }));
+        }
+        kept
     }
 
     /// Takes over settings that were kept on disk.
@@ -175,6 +201,11 @@ impl Cluster {
         KeyRing(cluster.nonce_keys.0.iter().chain(lingering).cloned().collect())
     }
 
+    fn rest_secrets(&self, cluster: &ClusterSettings) -> KeyRing {
+        let orphaned = self.orphaned.iter().map(|(key, _)| key);
+        KeyRing(cluster.rest_secrets.0.iter().chain(orphaned).cloned().collect())
+    }
+
     /// Keys of the seal on stored records.
     pub(crate) fn record_keys(&self) -> KeyRing {
         self.settings.as_ref().map(|s| s.record_keys.clone()).unwrap_or_default()
@@ -211,7 +242,7 @@ impl Cluster {
                 policy.denied.extend_from_slice(&cluster.denied);
                 turn_core::Settings {
                     realm: cluster.realm.clone(),
-                    rest_secrets: cluster.rest_secrets.clone(),
+                    rest_secrets: self.rest_secrets(cluster),
                     nonce_keys: self.nonce_keys(cluster),
                     nonce_keys_may_lag: self.lags,
                     static_users: cluster.static_users.clone(),
@@ -238,6 +269,12 @@ impl Cluster {
             },
         }
     }
+}
+
+/// Whether newer settings that came from `lineage` did not come from those of this revision. Of what was before the
+/// lineage begins nothing is known.
+fn is_fork(known: u64, lineage: &[u64]) -> bool {
+    lineage.first().is_some_and(|first| known > *first) && !lineage.contains(&known)
 }
 
 fn check(message: &v1::Settings) -> Result<ClusterSettings, SettingsError> {
@@ -292,6 +329,7 @@ mod tests {
             denied_peers: vec!["10.96.0.0/12".into()],
             user_quota: 3,
             static_users: Vec::new(),
+            lineage: Vec::new(),
         }
     }
 
@@ -371,6 +409,52 @@ mod tests {
         assert_eq!(keys(&reused), [2, 4]);
         cluster.adopt_settings(&told(11, &[4, 3]), later).expect("good");
         assert_eq!(keys(&cluster), [4, 3]);
+    }
+
+    /// What a relay that knows revision 7 makes of revision 9, by the lineage of that.
+    #[test]
+    fn secrets_that_were_lost_with_the_store_go_on_and_retired_ones_do_not() {
+        let told = |revision, lineage: &[u64], secrets: &[&str]| v1::Settings {
+            revision,
+            lineage: lineage.to_vec(),
+            rest_secrets: (1..).zip(secrets).map(|(id, text)| secret(id, text)).collect(),
+            ..message()
+        };
+        let secrets = |cluster: &Cluster| {
+            let ring = cluster.turn_settings(&local(&[])).rest_secrets.0;
+            ring.into_iter().map(|key| String::from_utf8(key.secret).expect("text")).collect::<Vec<_>>()
+        };
+        let now = Instant::now();
+        let cases: &[(&str, &[u64], &[&str])] = &[
+            ("the next", &[5, 7], &["new"]),
+            ("one was missed", &[5, 7, 8], &["new"]),
+            ("more than is remembered were missed", &[8], &["new"]),
+            ("of a version that does not say", &[], &["new"]),
+            ("a store made anew", &[0], &["new", "first", "second"]),
+            ("a snapshot, and one change", &[3, 5], &["new", "first", "second"]),
+            ("a snapshot, and a rotation", &[3, 5, 8], &["new", "first", "second"]),
+        ];
+        for (what, lineage, expected) in cases {
+            let mut cluster = Cluster::default();
+            cluster.adopt_settings(&told(7, &[5], &["first", "second"]), now).expect("good");
+            let newer = told(9, lineage, &["new"]);
+            let adopted = cluster.adopt_settings(&newer, now).expect("good");
+            assert_eq!(secrets(&cluster), *expected, "{what}");
+            assert_eq!(adopted == Adopted::Forked, expected.len() > 1, "{what}");
+
+            // Started again it knows the same.
+            let mut again = Cluster::default();
+            again.adopt_kept_settings(&cluster.kept(&newer).encode_to_vec()).expect("good");
+            assert_eq!(again.adopt_settings(&newer, now), Ok(Adopted::Known));
+            assert_eq!(secrets(&again), *expected, "{what}");
+
+            // What is known again is no orphan, and what has had its time is gone.
+            cluster.adopt_settings(&told(10, &[7, 9], &["new", "second"]), now).expect("good");
+            let orphans = &expected[1..expected.len().min(2)];
+            assert_eq!(secrets(&cluster), [&["new", "second"][..], orphans].concat(), "{what}");
+            cluster.adopt_settings(&told(11, &[9, 10], &["new"]), now + CREDENTIAL_LIFE).expect("good");
+            assert_eq!(secrets(&cluster), ["new"], "{what}");
+        }
     }
 
     #[test]

@@ -353,14 +353,20 @@ impl Control {
     pub(super) fn settings(&mut self, message: &v1::Settings) -> Result<(), Lost> {
         let sealed_with = self.cluster.record_keys();
         match self.cluster.adopt_settings(message, Instant::now()) {
-            Ok(Adopted::New) => {
-                self.state.keep_settings(&message.encode_to_vec());
+            Ok(adopted @ (Adopted::New | Adopted::Forked)) => {
+                self.state.keep_settings(&self.cluster.kept(message).encode_to_vec());
                 if self.cluster.record_keys().newest() != sealed_with.newest() {
                     // What the store holds is sealed anew, so that the old key can retire.
                     self.reporter.want_resync();
                 }
                 self.configure();
                 tracing::info!(revision = message.revision, "new settings from the controller");
+                if adopted == Adopted::Forked {
+                    tracing::warn!(
+                        "the store has lost the settings that this relay had: TURN REST secrets of before are accepted \
+                         here for another day"
+                    );
+                }
             }
             Ok(Adopted::Known) => {}
             Ok(Adopted::Older(known)) => tracing::warn!(
