@@ -76,10 +76,15 @@ fn every_block_of_commands_runs() -> Result<()> {
                     check(&controller, &call).await.with_context(|| format!("{at}: {}", call.join(" ")))?;
                     *checked.entry(call[0].clone()).or_default() += 1;
                 }
+                for file in section.files.iter().filter(|file| file.is_whole()) {
+                    file.check(&stage).context(at.clone())?;
+                    *checked.entry(file.name.clone()).or_default() += 1;
+                }
             }
         }
         test.figure("commands of the documentation", format!("{checked:?}"));
         ensure!(checked["turnctl"] > 40 && checked["kubectl"] > 10, "too few were found: {checked:?}");
+        ensure!(checked["controller.toml"] + checked["relay.toml"] > 1, "too few were found: {checked:?}");
         Ok(())
     })
 }
@@ -89,26 +94,64 @@ struct Section {
     /// Where the first block begins.
     line: usize,
     commands: String,
+    files: Vec<File>,
+}
+
+/// A configuration, which a comment in its first line names.
+struct File {
+    name: String,
+    text: String,
+}
+
+impl File {
+    /// Whether it is more than what is to be added to one.
+    fn is_whole(&self) -> bool {
+        self.text.lines().any(|line| line.starts_with("id = ") || line.starts_with("node_id = "))
+    }
+
+    /// Whether the program takes it, beside what the section's commands have made.
+    fn check(&self, stage: &Path) -> Result<()> {
+        fs::write(stage.join(&self.name), &self.text)?;
+        let program = if self.name == "controller.toml" { "controller" } else { "relay-node" };
+        let mut command = Command::new(binary(program)?);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TURNPIKE_")) {
+            command.env_remove(name);
+        }
+        let output = command.args(["--check-config", "--config", &self.name]).current_dir(stage).output()?;
+        ensure!(output.status.success(), "{}: {}", self.name, String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
 }
 
 fn sections(page: &str) -> Result<Vec<Section>> {
     let mut sections: Vec<Section> = Vec::new();
-    let (mut fence, mut begins) = (None::<String>, true);
+    let (mut fence, mut begins, mut is_named) = (None::<String>, true, false);
     for (number, line) in (1..).zip(page.lines()) {
         let text = line.trim_start();
         match (text.strip_prefix("```"), &fence) {
             (Some(language), None) => {
                 ensure!(!language.is_empty(), "line {number}: a block that does not say what it is");
                 if is_shell(language) && std::mem::take(&mut begins) {
-                    sections.push(Section { line: number, commands: String::new() });
+                    sections.push(Section { line: number, commands: String::new(), files: Vec::new() });
                 }
                 fence = Some(language.to_owned());
+                is_named = false;
             }
             (Some(_), Some(_)) => fence = None,
             (None, Some(language)) if is_shell(language) => {
                 let section = sections.last_mut().context("a block")?;
                 section.commands += text;
                 section.commands += "\n";
+            }
+            (None, Some(language)) if language == "toml" => {
+                let Some(section) = sections.last_mut() else { continue };
+                if let Some(name) = text.strip_prefix("# ").filter(|name| name.ends_with(".toml")) {
+                    section.files.push(File { name: name.to_owned(), text: String::new() });
+                    is_named = true;
+                } else if let Some(file) = section.files.last_mut().filter(|_| is_named) {
+                    file.text += text;
+                    file.text += "\n";
+                }
             }
             (None, None) => begins |= line.starts_with("## "),
             (None, Some(_)) => {}
