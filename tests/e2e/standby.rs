@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::cable::Cable;
+use harness::caller::echo;
 use harness::cluster::{Cluster, Controller, Relay, RelayOptions, Store};
 use harness::lab::NatLab;
 use harness::peer::{Peer, connect};
@@ -11,6 +12,8 @@ use harness::traffic::{Pair, Traffic};
 use harness::turn::TurnClient;
 use harness::{Scenario, eventually, run_within};
 use turn_core::Transport;
+
+use crate::usage::{Talk, check, closed};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Lease and what P3 allows beyond it.
@@ -191,6 +194,50 @@ fn a_dead_process_and_a_frozen_one_are_succeeded() -> Result<()> {
             Ok(())
         })
         .await?;
+        Ok(())
+    })
+}
+
+/// Packets are counted once, by whoever carried them (P11). An orderly end hands its counts over whole. A machine that is
+/// gone takes along what it had not told yet; the entry says so, and what it tells when it is back is not added.
+#[test]
+fn usage_is_handed_over_neither_lost_nor_counted_twice() -> Result<()> {
+    run_within(Duration::from_secs(150), async |test| {
+        let mut stage = stage(test, "").await?;
+        let peer = echo(&stage.lab.server("peer").await?).await?;
+        let (from, relay) = (stage.lab.alice().place()?, stage.preferred.address());
+        let host = stage.controller.place.host.clone();
+        let begin = async |stage: &Stage, user: &str| {
+            Talk::begin(&from, &stage.controller.login(user).await?, relay, Transport::Udp, peer).await
+        };
+        let mut alice = begin(&stage, "alice").await?;
+        ensure!(stage.preferred.stop().await?.success(), "an orderly end");
+        stage.is("eu-9", "ready").await?;
+        alice.talk().await?;
+        stage.preferred.launch()?;
+        stage.waits("eu-1").await?;
+        ensure!(stage.standby.stop().await?.success(), "an orderly end");
+        stage.is("eu-1", "ready").await?;
+        alice.talk().await?;
+        stage.standby.launch()?;
+        stage.waits("eu-9").await?;
+        alice.client.refresh(0).await?;
+        check(&closed(&stage.cluster, &host, "alice").await?, &alice, "deleted", false)?;
+
+        let mut eve = begin(&stage, "eve").await?;
+        let before = eve.packets;
+        stage.cable.cut(true).await?;
+        stage.is("eu-9", "ready").await?;
+        eve.talk().await?;
+        stage.cable.cut(false).await?;
+        stage.waits("eu-1").await?;
+        eve.client.refresh(0).await?;
+        let of_eve = closed(&stage.cluster, &host, "eve").await?;
+        ensure!(of_eve["unclean"] == true, "{of_eve}");
+        for counted in ["packets_to_peer", "packets_to_client"] {
+            let counted = of_eve[counted].as_u64().context("a number")?;
+            ensure!((eve.packets - before..=eve.packets).contains(&counted), "{of_eve}");
+        }
         Ok(())
     })
 }

@@ -19,17 +19,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const STORED: Duration = Duration::from_millis(500);
 
 /// What one client has used: packets and bytes, the same in both directions.
-struct Talk {
-    client: TurnClient,
+pub(super) struct Talk {
+    pub(super) client: TurnClient,
     peer: SocketAddr,
-    packets: u64,
+    pub(super) packets: u64,
     bytes: u64,
 }
 
 impl Talk {
-    async fn begin(login: &Login, relay: SocketAddr, transport: Transport, peer: SocketAddr) -> Result<Self> {
-        let from = Place::on_loopback(100).address;
-        let mut client = TurnClient::open(&Host::Machine, from, relay, transport, login).await?;
+    /// Allocates, and talks for the first time.
+    pub(super) async fn begin(
+        from: &Place,
+        login: &Login,
+        relay: SocketAddr,
+        transport: Transport,
+        peer: SocketAddr,
+    ) -> Result<Self> {
+        let mut client = TurnClient::open(&from.host, from.address, relay, transport, login).await?;
         client.allocate().await?;
         client.permit(peer.ip()).await?;
         let mut talk = Self { client, peer, packets: 0, bytes: 0 };
@@ -37,7 +43,8 @@ impl Talk {
         Ok(talk)
     }
 
-    async fn talk(&mut self) -> Result<()> {
+    /// Twenty packets there and back.
+    pub(super) async fn talk(&mut self) -> Result<()> {
         for number in 0..20usize {
             let data = vec![number as u8; number * 50];
             self.client.send(self.peer, &data).await?;
@@ -58,13 +65,14 @@ fn the_ledger_says_what_was_sent() -> Result<()> {
         let options = RelayOptions { workers: 2, ..RelayOptions::in_region("eu") };
         let mut relay = cluster.relay("eu-1", &Place::on_loopback(11), &options).await?;
         let peer = echo(&Place::on_loopback(50)).await?;
+        let from = Place::on_loopback(100);
         let mut talks = Vec::new();
         for (user, transport) in [("alice", Transport::Udp), ("bob", Transport::Tcp)] {
-            talks.push(Talk::begin(&controller.login(user).await?, relay.address(), transport, peer).await?);
+            talks.push(Talk::begin(&from, &controller.login(user).await?, relay.address(), transport, peer).await?);
         }
         let [mut alice, mut bob] = <[Talk; 2]>::try_from(talks).map_err(|_| anyhow!("two clients"))?;
         bob.client.refresh(0).await?;
-        let of_bob = closed(&cluster, "bob").await?;
+        let of_bob = closed(&cluster, &Host::Machine, "bob").await?;
         check(&of_bob, &bob, "deleted", false)?;
 
         relay.kill()?;
@@ -74,11 +82,12 @@ fn the_ledger_says_what_was_sent() -> Result<()> {
         relay.start().await?;
         alice.talk().await?;
         alice.client.refresh(0).await?;
-        let of_alice = closed(&cluster, "alice").await?;
+        let of_alice = closed(&cluster, &Host::Machine, "alice").await?;
         check(&of_alice, &alice, "deleted", false)?;
 
         // What was counted since the last checkpoint goes with the state directory.
-        let mut eve = Talk::begin(&controller.login("eve").await?, relay.address(), Transport::Udp, peer).await?;
+        let mut eve =
+            Talk::begin(&from, &controller.login("eve").await?, relay.address(), Transport::Udp, peer).await?;
         tokio::time::sleep(STORED).await;
         relay.kill()?;
         std::fs::remove_dir_all(cluster.state_of("eu-1"))?;
@@ -86,7 +95,7 @@ fn the_ledger_says_what_was_sent() -> Result<()> {
         let before = (eve.packets, eve.bytes);
         eve.talk().await?;
         eve.client.refresh(0).await?;
-        let of_eve = closed(&cluster, "eve").await?;
+        let of_eve = closed(&cluster, &Host::Machine, "eve").await?;
         ensure!(of_eve["unclean"] == true, "{of_eve}");
         let counted = of_eve["packets_to_peer"].as_u64().context("a number")?;
         ensure!((eve.packets - before.0..=eve.packets).contains(&counted), "{of_eve}");
@@ -100,9 +109,9 @@ fn the_ledger_says_what_was_sent() -> Result<()> {
 }
 
 /// The closed entry of a user's only allocation.
-async fn closed(cluster: &Cluster, user: &str) -> Result<Value> {
+pub(super) async fn closed(cluster: &Cluster, host: &Host, user: &str) -> Result<Value> {
     let (entry, _) = eventually("the entry is closed", PATIENCE, async || {
-        let shown = cluster.turnctl_json(&Host::Machine, &["usage", "--user", user]).await?;
+        let shown = cluster.turnctl_json(host, &["usage", "--user", user]).await?;
         match shown["usage"].as_array().map(Vec::as_slice) {
             Some([entry]) if entry["state"] != "live" => Ok(entry.clone()),
             _ => Err(anyhow!("{shown}")),
@@ -112,7 +121,8 @@ async fn closed(cluster: &Cluster, user: &str) -> Result<Value> {
     Ok(entry)
 }
 
-fn check(entry: &Value, talk: &Talk, state: &str, unclean: bool) -> Result<()> {
+/// The entry says what the client knows.
+pub(super) fn check(entry: &Value, talk: &Talk, state: &str, unclean: bool) -> Result<()> {
     let exact = ["to_peer", "to_client"].into_iter().all(|direction| {
         entry[format!("packets_{direction}")] == talk.packets && entry[format!("bytes_{direction}")] == talk.bytes
     });
