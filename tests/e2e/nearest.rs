@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::cluster::{Cluster, RelayOptions, Store, TURN};
+use harness::chromium::{Browser, Surroundings};
+use harness::cluster::{Cluster, HTTP, RelayOptions, Store, TURN};
 use harness::delay::Delay;
+use harness::lab::NatLab;
 use harness::place::Place;
 use harness::{Host, run};
 use serde_json::Value;
@@ -63,6 +65,43 @@ fn the_nearest_relay_by_measured_round_trip_in_99_of_100_discoveries() -> Result
         let considered = explained["considered"].as_array().context("a list")?;
         let ap = considered.iter().find(|it| it["node_id"] == "ap-1").context("ap-1")?;
         ensure!(ap["outcome"] == "left out: draining", "{explained}");
+        Ok(())
+    })
+}
+
+/// What a browser measures is the network: the answer shows when it came, behind a NAT, and where addresses are hidden. Where
+/// nothing shows it, nothing is reported rather than the time that gathering takes by itself.
+#[test]
+fn a_browser_measures_the_network_or_nothing() -> Result<()> {
+    run(async |test| {
+        let lab = NatLab::start().await?;
+        let mut cluster = Cluster::new(test.path())?;
+        let controller = cluster.controller(&lab.server("controller").await?, Store::Embedded, "").await?;
+        let relay = cluster.relay("eu-1", &lab.server("eu-1").await?, &RelayOptions::in_region("eu")).await?;
+        let measure = format!(
+            "import('/turnpike.js').then(async ({{ roundTrip }}) => {{ const all = []; \
+             while (all.length < 5) all.push(await roundTrip('stun:{}')); return all; }})",
+            relay.address()
+        );
+        let public = lab.server("public").await?.host;
+        // As a page that may use the camera.
+        let seen: &[&str] = &["--disable-features=WebRtcHideLocalIpsWithMdns"];
+        let browsers = [
+            ("behind a NAT", lab.alice().host(), &[][..], true),
+            ("without a NAT", public.clone(), &[], true),
+            ("without a NAT, nothing hidden", public, seen, false),
+        ];
+        for (number, (name, host, flags, answers)) in browsers.into_iter().enumerate() {
+            let around = Surroundings { flags, ..Surroundings::default() };
+            let browser = Browser::launch_with(&host, test.path(), &number.to_string(), &around).await?;
+            let page = browser.open(&format!("http://{}/console", controller.place.at(HTTP))).await?;
+            let measured: Vec<Option<f64>> = page.evaluate(&measure).await?;
+            test.figure(&format!("round trips in ms, {name}"), format!("{measured:?}"));
+            // A machine that has other things to do is slow now and then.
+            let shortest = measured.iter().flatten().copied().reduce(f64::min);
+            ensure!(shortest.is_none_or(|ms| ms < 40.0), "{name}: {measured:?}");
+            ensure!(shortest.is_some() || !answers, "{name}: nothing was measured");
+        }
         Ok(())
     })
 }

@@ -72,6 +72,8 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// Addresses of host names.
     pub hosts: Vec<(String, IpAddr)>,
+    /// More of its flags.
+    pub flags: &'static [&'static str],
 }
 
 /// Size and colours a page is looked at with.
@@ -104,7 +106,12 @@ impl Browser {
         let profile = directory.join(format!("{name}.profile"));
         let mut command = Command::new("sh");
         // The protocol's pipes are descriptors 3 (in) and 4 (out).
-        command.arg("-c").arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2").arg("chromium").args(FLAGS);
+        command
+            .arg("-c")
+            .arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2")
+            .arg("chromium")
+            .args(FLAGS)
+            .args(around.flags);
         if let Some(home) = &around.home {
             command.env("HOME", home);
         }

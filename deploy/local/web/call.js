@@ -199,7 +199,7 @@ const drawNetwork = ({ headline, sentences, seen, ways, regions }) => {
     ...[...through].map(([name, works]) => [name, works ? "gets through" : name.startsWith("TLS") ? "blocked, or not trusted" : "blocked"]),
   ]);
   const nearest = [...regions].sort((a, b) => (a.rttMs ?? Infinity) - (b.rttMs ?? Infinity));
-  fields("network-regions", nearest.map(({ region, rttMs }) => [region, rttMs === null ? "no answer" : `${Math.round(rttMs)} ms`]));
+  fields("network-regions", nearest.map(({ region, rttMs }) => [region, rttMs === null ? "not measured" : `${Math.round(rttMs)} ms`]));
 };
 
 /** Names and values of a list. */
