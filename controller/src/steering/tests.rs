@@ -6,7 +6,8 @@ use turn_core::Transport;
 use super::estimate::{Basis, Measured, Partner};
 use super::*;
 use crate::fleet::drain::{Objection, objection};
-use crate::fleet::{DrainRecord, LoadRecord, NodeListener, NodeRecord, NodeView, Thresholds};
+use crate::fleet::sample::node_record;
+use crate::fleet::{DrainRecord, LoadRecord, NodeListener, NodeView, Thresholds};
 
 #[test]
 fn the_asked_region_comes_first_then_the_nearest() {
@@ -528,34 +529,8 @@ pub(super) fn fleet<const N: usize>(nodes: [NodeView; N]) -> Snapshot {
 }
 
 pub(crate) fn node(id: &str, region: &str) -> NodeView {
-    NodeView {
-        record: NodeRecord {
-            node_id: id.to_owned(),
-            region: region.to_owned(),
-            zone: String::new(),
-            version: "0.1.0".to_owned(),
-            relay_address: "198.51.100.1".parse().expect("literal"),
-            relay_ips: Vec::new(),
-            listeners: vec![
-                listener(Transport::Udp, "198.51.100.1:3478"),
-                listener(Transport::Tcp, "198.51.100.1:3478"),
-            ],
-            public_host: String::new(),
-            relay_ports: (49152, 65535),
-            workers: 1,
-            max_allocations: 0,
-            boot_id: "boot".to_owned(),
-            registered_at: 0,
-            lease: 0,
-            standby: false,
-            waiting: false,
-            backbone: Vec::new(),
-            cluster_only: false,
-        },
-        epoch: 1,
-        load: LoadRecord::default(),
-        drain: None,
-    }
+    let record = node_record(id, region, [198, 51, 100, 1].into());
+    NodeView { record, epoch: 1, load: LoadRecord::default(), drain: None }
 }
 
 fn listeners<const N: usize>(written: [(Transport, &str); N]) -> Vec<NodeListener> {
