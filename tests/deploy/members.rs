@@ -75,6 +75,12 @@ impl Member {
                     }
                     value
                 }
+                (_, from) if !from["configMapKeyRef"].is_null() => {
+                    let from = &from["configMapKeyRef"];
+                    let mut maps = objects.iter().filter(|object| kind(object, "ConfigMap"));
+                    let map = maps.find(|map| map["metadata"]["name"] == from["name"]).context("a ConfigMap")?;
+                    map["data"][from["key"].as_str().context("a key")?].as_str().context("a value")?.to_owned()
+                }
                 (_, from) if from["fieldRef"]["fieldPath"] == "status.hostIP" => "127.0.0.1".to_owned(),
                 (_, from) if !from["fieldRef"].is_null() => name.to_owned(),
                 // A Secret that may be absent is.
