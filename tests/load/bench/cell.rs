@@ -20,7 +20,7 @@ pub(crate) struct Cell {
     pub(crate) scene: &'static str,
     pub(crate) server: &'static str,
     pub(crate) round: u32,
-    /// CPU time of the server for a delivered packet, microseconds.
+    /// CPU time of the server, or of both, for a delivered packet, microseconds.
     pub(crate) cpu_us: f64,
     /// Busy time of the whole machine for a delivered packet, microseconds, without the load's waiting.
     pub(crate) system_us: f64,
@@ -43,7 +43,7 @@ impl Cell {
     /// For whoever waits.
     pub(crate) fn line(&self) -> String {
         format!(
-            "round {} {:8} {:11} {:6.2} us {:6.1} k/s  server {:3.0} %  load {:3.0} %  window {:3}  loss {:.3} %",
+            "round {} {:15} {:11} {:6.2} us {:6.1} k/s  server {:3.0} %  load {:3.0} %  window {:3}  loss {:.3} %",
             self.round + 1,
             self.scene,
             self.server,
@@ -72,8 +72,8 @@ fn allocations(site: &Site, server: &Server, scene: &Scene, round: u32, length: 
         from: site.clients.address,
         concurrent: scene.flows,
     };
-    let pid = server.pid;
-    let (cycled, samples) = site.run(move || Ok(cycle(plan, WARM, length, || sample(pid))?))?;
+    let pids = pids(server);
+    let (cycled, samples) = site.run(move || Ok(cycle(plan, WARM, length, || sample(&pids))?))?;
     if cycled.failed > 0 {
         say(&format!("{}: {} cycles failed, the last with {:?}", server.name, cycled.failed, cycled.failure));
     }
@@ -99,6 +99,7 @@ fn packets(site: &Site, server: &Server, scene: &Scene, round: u32, length: Dura
         server: server.address,
         transport: scene.transport,
         account: server.account.clone(),
+        far: server.far.as_ref().map(|far| (far.address, far.account.clone())),
         from: site.clients.address,
         peers: site.peers.address,
         mode: scene.mode,
@@ -108,21 +109,26 @@ fn packets(site: &Site, server: &Server, scene: &Scene, round: u32, length: Dura
         pace: scene.pace,
         spin: true,
     };
-    let pid = server.pid;
+    let pids = pids(server);
     let (measured, samples) = site.run(move || {
         let mut load = Load::open(plan)?;
-        let outcome = load.run(WARM, length, || sample(pid))?;
+        let outcome = load.run(WARM, length, || sample(&pids))?;
         load.close()?;
         Ok(outcome)
     })?;
     cell(server, scene, round, &measured, samples)
 }
 
-/// CPU time of the server, and busy time of the machine.
+fn pids(server: &Server) -> Vec<u32> {
+    [server.pid].into_iter().chain(server.far.as_ref().map(|far| far.pid)).collect()
+}
+
+/// CPU time of the server, or of both, and busy time of the machine.
 type Sample = Result<(Duration, Duration)>;
 
-fn sample(pid: u32) -> Sample {
-    Ok((machine::process_time(pid)?, machine::busy_time()?))
+fn sample(pids: &[u32]) -> Sample {
+    let times = pids.iter().map(|pid| machine::process_time(*pid)).collect::<Result<Vec<_>>>()?;
+    Ok((times.into_iter().sum(), machine::busy_time()?))
 }
 
 fn cell(server: &Server, scene: &Scene, round: u32, measured: &Measured, [first, last]: [Sample; 2]) -> Result<Cell> {

@@ -58,10 +58,12 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Only these: up, down, echo, pair, video, tcp-up, tcp-down, veth-video, latency, allocate, memory
+    /// Only these: up, down, echo, pair, video, tcp-up, tcp-down, veth-video, latency, across, across-1200, across-20k,
+    /// across-20k-1200, across-latency, allocate, memory
     #[arg(long, value_name = "SCENE", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only these: relay, relay-two (workers), relay-wildcard, coturn, coturn-new, coturn-mux, turn-rs, floor, floor-wildcard
+    /// Only these: relay, relay-two (workers), relay-wildcard, coturn, coturn-new, coturn-mux, turn-rs, floor, floor-wildcard,
+    /// and pairs of servers: backbone, plain-udp (two relays), coturn-two
     #[arg(long, value_name = "SERVER", value_delimiter = ',')]
     servers: Vec<String>,
     /// Times that everything is measured
@@ -112,7 +114,10 @@ fn measure(options: &Options) -> Result<()> {
     let names = servers::chosen(&options.servers)?;
     let mut sites = Vec::new();
     for net in [Net::Loopback, Net::Veth] {
-        if scenes.iter().any(|scene| scene.net == net) {
+        let of_net: Vec<&Scene> = scenes.iter().filter(|scene| scene.net == net).collect();
+        if !of_net.is_empty() {
+            let plays = |name: &&&str| of_net.iter().any(|scene| servers::can(name, scene));
+            let names: Vec<&str> = names.iter().filter(plays).copied().collect();
             let directory = directory.path().join(format!("{net:?}"));
             sites.push(runtime.block_on(Site::open(net, &names, &directory, options.tamper))?);
         }
@@ -126,7 +131,7 @@ fn measure(options: &Options) -> Result<()> {
             for step in 0..site.servers.len() {
                 // Nobody is always the one behind the same other.
                 let server = &site.servers[(step + round as usize) % site.servers.len()];
-                if !server.can(&scene) {
+                if !servers::can(server.name, &scene) {
                     continue;
                 }
                 let cell = cell::measure(site, server, &scene, round, length)
@@ -139,7 +144,7 @@ fn measure(options: &Options) -> Result<()> {
     drop(sites);
     let mut memories = Vec::new();
     if options.only.is_empty() || options.only.iter().any(|name| name == scene::MEMORY) {
-        for name in names.iter().filter(|name| !matches!(**name, "floor" | "floor-wildcard" | "relay-two")) {
+        for name in names.iter().filter(|name| servers::has_memory(name)) {
             let directory = directory.path().join("memory");
             let site = runtime.block_on(Site::open(Net::Loopback, &[*name], &directory, None))?;
             for server in &site.servers {

@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::scene::Scene;
 
 /// Servers that others are compared with.
-const BASES: [&str; 2] = ["coturn", "floor"];
+const BASES: [[&str; 2]; 2] = [["coturn", "coturn-two"], ["floor", "plain-udp"]];
 
 /// A run.
 #[derive(Serialize)]
@@ -84,8 +84,9 @@ impl Report {
         let mut text = format!(
             "# tests/bench at {}, {}: {}\n\
              # medians of {} interleaved rounds of {} s; cpu: of the server's process, us for a delivered packet; system: of\n\
-             # the machine; k/s: delivered; server, load: use of their cores; ratios: of cpu, within a round\n\
-             {:8} {:14} {:>7} {:>7} {:>7} {:>8} {:>7} {:>5} {:>7} {:>8} {:>7} {:>8} {:>8}  faults\n",
+             # the machine; k/s: delivered; server, load: use of their cores; ratios: of cpu, within a round; across: of both\n\
+             # servers, to coturn-two and to plain-udp\n\
+             {:15} {:14} {:>7} {:>7} {:>7} {:>8} {:>7} {:>5} {:>7} {:>8} {:>7} {:>8} {:>8}  faults\n",
             self.commit,
             self.date,
             self.machine,
@@ -115,7 +116,7 @@ impl Report {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:8} {:14} {:>7.2} {:>5.0} % {:>7.2} {:>8.1} {:>5.0} % {:>3.0} % {:>5.2} % {:>8} {:>7} {:>8.0} {:>8.0}  {}",
+                "{:15} {:14} {:>7.2} {:>5.0} % {:>7.2} {:>8.1} {:>5.0} % {:>3.0} % {:>5.2} % {:>8} {:>7} {:>8.0} {:>8.0}  {}",
                 row.scene,
                 row.server,
                 row.cpu_us,
@@ -159,7 +160,7 @@ impl Report {
             let row = self.summary.iter().find(|row| row.scene == scene && row.server == server);
             row.map(|row| row.cpu_us)
         };
-        scenes.retain(|scene| !matches!(*scene, "latency" | "allocate"));
+        scenes.retain(|scene| !matches!(*scene, "latency" | "across-latency" | "allocate"));
         let groups =
             scenes.iter().map(|scene| (scene.to_string(), names.iter().map(|server| cost(scene, server)).collect()));
         Bars {
@@ -181,9 +182,10 @@ impl Summary {
         let (least, most) =
             costs.iter().fold((f64::MAX, 0.0_f64), |(least, most), cost| (least.min(*cost), most.max(*cost)));
         let cpu_us = middle(|cell| cell.cpu_us);
-        let to = |base: &str| {
+        let to = |base: [&str; 2]| {
             let beside = |cell: &&Cell| {
-                let same = |other: &&Cell| other.scene == scene && other.server == base && other.round == cell.round;
+                let same =
+                    |other: &&Cell| other.scene == scene && base.contains(&other.server) && other.round == cell.round;
                 cells.iter().find(same).map(|other| cell.cpu_us / other.cpu_us)
             };
             median(own.iter().filter_map(beside).collect())

@@ -33,6 +33,8 @@ pub(crate) struct Scene {
     pub(crate) net: Net,
     pub(crate) what: What,
     pub(crate) mode: Mode,
+    /// The second client of every pair is at another server.
+    pub(crate) across: bool,
     pub(crate) transport: Transport,
     pub(crate) flows: usize,
     pub(crate) size: usize,
@@ -59,12 +61,17 @@ const AUDIO: Scene = Scene {
     net: Net::Loopback,
     what: What::Packets,
     mode: Mode::Up,
+    across: false,
     transport: Transport::Udp,
     flows: 200,
     size: 172,
     burst: 1,
     pace: Pace::Window(WINDOW),
 };
+
+/// Calls whose two ends are at different servers.
+const ACROSS: Scene =
+    Scene { about: "client of one server to client of another", mode: Mode::Pair, across: true, size: 200, ..AUDIO };
 
 /// Everything there is.
 const SCENES: &[Scene] = &[
@@ -98,6 +105,17 @@ const SCENES: &[Scene] = &[
         pace: Pace::Rate(1000),
         ..AUDIO
     },
+    Scene { name: "across", ..ACROSS },
+    Scene { name: "across-1200", size: 1200, ..ACROSS },
+    Scene { name: "across-20k", about: "the same, 20,000 a second", pace: Pace::Rate(20_000), ..ACROSS },
+    Scene {
+        name: "across-20k-1200",
+        about: "the same, 20,000 a second",
+        size: 1200,
+        pace: Pace::Rate(20_000),
+        ..ACROSS
+    },
+    Scene { name: "across-latency", about: "the same, 1,000 a second", flows: 10, pace: Pace::Rate(1000), ..ACROSS },
     Scene { name: "allocate", about: "allocations made and ended", what: What::Allocations, flows: 64, ..AUDIO },
 ];
 

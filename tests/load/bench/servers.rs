@@ -34,7 +34,13 @@ pub(crate) const KNOWN: &[&str] = &[
     "turn-rs",
     "floor",
     "floor-wildcard",
+    "backbone",
+    "plain-udp",
+    "coturn-two",
 ];
+
+/// Last octets of the addresses of second servers.
+const FAR: [u8; 3] = [101, 102, 103];
 
 /// Those of these names; all without any.
 pub(crate) fn chosen(names: &[String]) -> Result<Vec<&'static str>> {
@@ -51,25 +57,39 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) account: Account,
     pub(crate) pid: u32,
+    /// The other one of two.
+    pub(crate) far: Option<Far>,
     /// Its processes: they run until this is dropped.
     _runs: Box<dyn Any>,
 }
 
-impl Server {
-    /// Whether it can do that at all.
-    pub(crate) fn can(&self, scene: &Scene) -> bool {
-        match self.name {
-            // Two workers on one core: for what passes from one to the other.
-            "relay-two" => scene.mode == Mode::Pair,
-            // It relays to its own clients only.
-            "turn-rs" => scene.mode == Mode::Pair || scene.what == What::Allocations,
-            // All relayed addresses are one: a pair cannot be told from another.
-            "coturn-mux" => scene.mode != Mode::Pair,
-            // It looks up and forwards.
-            "floor" | "floor-wildcard" => !scene.transport.is_stream() && scene.what == What::Packets,
-            _ => true,
-        }
+/// A second server.
+pub(crate) struct Far {
+    pub(crate) address: SocketAddr,
+    pub(crate) account: Account,
+    pub(crate) pid: u32,
+}
+
+/// Whether a server can do that at all.
+pub(crate) fn can(name: &str, scene: &Scene) -> bool {
+    match name {
+        "backbone" | "plain-udp" | "coturn-two" => scene.across,
+        _ if scene.across => false,
+        // Two workers on one core: for what passes from one to the other.
+        "relay-two" => scene.mode == Mode::Pair,
+        // It relays to its own clients only.
+        "turn-rs" => scene.mode == Mode::Pair || scene.what == What::Allocations,
+        // All relayed addresses are one: a pair cannot be told from another.
+        "coturn-mux" => scene.mode != Mode::Pair,
+        // It looks up and forwards.
+        "floor" | "floor-wildcard" => !scene.transport.is_stream() && scene.what == What::Packets,
+        _ => true,
     }
+}
+
+/// Whether what its idle allocations cost is known nowhere else.
+pub(crate) fn has_memory(name: &str) -> bool {
+    !matches!(name, "floor" | "floor-wildcard" | "relay-two" | "backbone" | "plain-udp" | "coturn-two")
 }
 
 /// Starts a server; nothing where this machine does not have it.
@@ -99,6 +119,9 @@ pub(crate) async fn start(
             let Some(program) = named("TURNPIKE_TURN_RS") else { return Ok(None) };
             turn_rs(name, place, directory, program).await?
         }
+        "backbone" => relays(name, [place, &Place::on_loopback(FAR[0])], directory, "backbone = {}").await?,
+        "plain-udp" => relays(name, [place, &Place::on_loopback(FAR[1])], directory, "").await?,
+        "coturn-two" => coturns(name, [place, &Place::on_loopback(FAR[2])], directory).await?,
         "floor" => floor(name, place, directory, tamper, false).await?,
         "floor-wildcard" => floor(name, place, directory, tamper, true).await?,
         unknown => bail!("{unknown} is none of {}", KNOWN.join(", ")),
@@ -118,17 +141,44 @@ fn account(username: &str, password: &str) -> Account {
 async fn relay(name: &'static str, place: &Place, directory: &Path, workers: u16, more: &str) -> Result<Server> {
     let mut cluster = Cluster::new(directory)?;
     let controller = cluster.controller(place, Store::Embedded, "").await?;
-    let options = RelayOptions {
+    let relay = cluster.relay("eu-1", place, &options("eu", workers, more)).await?;
+    let login = controller.login("bench").await?;
+    let account = account(&login.username, &login.password);
+    let (address, pid) = (relay.address(), relay.pid()?);
+    Ok(Server { name, address, account, pid, far: None, _runs: Box::new((relay, controller)) })
+}
+
+fn options(region: &str, workers: u16, more: &str) -> RelayOptions {
+    RelayOptions {
         around: Around { prefix: pinned(), variables: Vec::new() },
         workers,
         // All clients come from one prefix.
         more: format!("{more}\n[limits]\nstrangers_per_prefix = 0"),
-        ..RelayOptions::in_region("eu")
-    };
-    let relay = cluster.relay("eu-1", place, &options).await?;
+        ..RelayOptions::in_region(region)
+    }
+}
+
+/// Two relays of one cluster, in two regions; joined, where they have a backbone.
+async fn relays(name: &'static str, [near, far]: [&Place; 2], directory: &Path, more: &str) -> Result<Server> {
+    let mut cluster = Cluster::new(directory)?;
+    let controller = cluster.controller(near, Store::Embedded, "").await?;
+    let first = cluster.relay("eu-1", near, &options("eu", 1, more)).await?;
+    let second = cluster.relay("us-1", far, &options("us", 1, more)).await?;
+    if !more.is_empty() {
+        eventually("the two are joined", Duration::from_secs(20), async || {
+            for relay in [&first, &second] {
+                let up = relay.metric("turn_backbone_link", "").await?;
+                anyhow::ensure!(up == 1.0, "{up} links");
+            }
+            Ok(())
+        })
+        .await?;
+    }
     let login = controller.login("bench").await?;
     let account = account(&login.username, &login.password);
-    Ok(Server { name, address: relay.address(), account, pid: relay.pid()?, _runs: Box::new((relay, controller)) })
+    let far = Far { address: second.address(), account: account.clone(), pid: second.pid()? };
+    let (address, pid) = (first.address(), first.pid()?);
+    Ok(Server { name, address, account, pid, far: Some(far), _runs: Box::new((first, second, controller)) })
 }
 
 async fn coturn(
@@ -144,7 +194,21 @@ async fn coturn(
     let coturn = Coturn::start_as(place, directory, &flavour).await?;
     let login = coturn.login()?;
     let (address, pid) = (coturn.address(), coturn.pid());
-    Ok(Server { name, address, account: account(&login.username, &login.password), pid, _runs: Box::new(coturn) })
+    let account = account(&login.username, &login.password);
+    Ok(Server { name, address, account, pid, far: None, _runs: Box::new(coturn) })
+}
+
+async fn coturns(name: &'static str, [near, far]: [&Place; 2], directory: &Path) -> Result<Server> {
+    let (in_near, in_far) = (directory.join("near"), directory.join("far"));
+    for directory in [&in_near, &in_far] {
+        std::fs::create_dir_all(directory)?;
+    }
+    let program = || PathBuf::from("turnserver");
+    let first = coturn(name, near, &in_near, program(), &[]).await?;
+    let second = coturn(name, far, &in_far, program(), &[]).await?;
+    let Server { address, account, pid, .. } = first;
+    let far = Far { address: second.address, account: second.account, pid: second.pid };
+    Ok(Server { name, address, account, pid, far: Some(far), _runs: Box::new((first._runs, second._runs)) })
 }
 
 /// Whether the help of a program names a flag.
@@ -200,5 +264,5 @@ async fn ready(
         place.host.run(binding(address)).await
     })
     .await?;
-    Ok(Server { name, address, account, pid: process.id(), _runs: Box::new(process) })
+    Ok(Server { name, address, account, pid: process.id(), far: None, _runs: Box::new(process) })
 }

@@ -58,6 +58,8 @@ pub struct Plan {
     pub transport: Transport,
     /// Who the clients are.
     pub account: Account,
+    /// Another server, and who the clients are there: of every pair, the second client is its. [`Mode::Pair`] only.
+    pub far: Option<(SocketAddr, Account)>,
     /// Address of the clients.
     pub from: IpAddr,
     /// Address of the peers.
@@ -140,12 +142,16 @@ const CHANNEL: ChannelNumber = match ChannelNumber::new(0x4000) {
     None => panic!("in range"),
 };
 
-/// A client with its allocation. A server may still know its port from a client that has gone without a word; the client
+/// The client of a flow, with its allocation. A server may still know its port from a client that has gone without a word; the client
 /// then takes another one (RFC 8656 §7.4).
-fn settle(plan: &Plan) -> Result<(Caller, SocketAddr), BenchError> {
+fn settle(plan: &Plan, flow: usize) -> Result<(Caller, SocketAddr), BenchError> {
+    let (server, account) = match &plan.far {
+        Some((server, account)) if flow % 2 == 1 => (*server, account),
+        _ => (plan.server, &plan.account),
+    };
     let mut mistaken = Vec::new();
     loop {
-        let mut caller = Caller::new(plan.server, plan.transport, plan.from, &plan.account)?;
+        let mut caller = Caller::new(server, plan.transport, plan.from, account)?;
         match caller.allocate() {
             Ok(relayed) => return Ok((caller, relayed)),
             Err(BenchError::Refused(_, Failure::Refused(ErrorCode::ALLOCATION_MISMATCH)))
@@ -173,6 +179,9 @@ impl Load {
         }
         if plan.flows == 0 || plan.mode == Mode::Pair && plan.flows % 2 == 1 {
             return wrong("a load has at least one flow, and pairs of them between relayed addresses");
+        }
+        if plan.far.is_some() && plan.mode != Mode::Pair {
+            return wrong("only a pair has an end at another server");
         }
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
         let mut header = vec![0; ChannelData::HEADER];
@@ -212,8 +221,8 @@ impl Load {
 
     fn connect(&mut self) -> Result<(), BenchError> {
         let plan = &self.plan;
-        for _ in 0..plan.flows {
-            let (caller, relayed) = settle(plan)?;
+        for flow in 0..plan.flows {
+            let (caller, relayed) = settle(plan, flow)?;
             self.relayed.push(relayed);
             self.callers.push(caller);
         }

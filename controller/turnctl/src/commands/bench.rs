@@ -291,6 +291,7 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
         server,
         transport: args.uri.transport,
         account,
+        far: None,
         from,
         peers,
         mode: Mode::Up,
