@@ -213,11 +213,14 @@ fn usage_is_handed_over_neither_lost_nor_counted_twice() -> Result<()> {
         let mut alice = begin(&stage, "alice").await?;
         ensure!(stage.preferred.stop().await?.success(), "an orderly end");
         stage.is("eu-9", "ready").await?;
+        // A request is asked again until the address is there; a packet of data is not.
+        alice.client.refresh(600).await?;
         alice.talk().await?;
         stage.preferred.launch()?;
         stage.waits("eu-1").await?;
         ensure!(stage.standby.stop().await?.success(), "an orderly end");
         stage.is("eu-1", "ready").await?;
+        alice.client.refresh(600).await?;
         alice.talk().await?;
         stage.standby.launch()?;
         stage.waits("eu-9").await?;
@@ -228,6 +231,7 @@ fn usage_is_handed_over_neither_lost_nor_counted_twice() -> Result<()> {
         let before = eve.packets;
         stage.cable.cut(true).await?;
         stage.is("eu-9", "ready").await?;
+        eve.client.refresh(600).await?;
         eve.talk().await?;
         stage.cable.cut(false).await?;
         stage.waits("eu-1").await?;
