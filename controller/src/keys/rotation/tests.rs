@@ -37,6 +37,21 @@ fn rotated(document: &Document, ring: Ring, now: u64) -> Document {
     begun.advance(&seen(&[begun.revision]), now).expect("promoted")
 }
 
+/// By these relays tell a store that was lost from keys that were retired.
+#[test]
+fn settings_name_the_revisions_they_came_from() {
+    let first = fresh();
+    assert_eq!(first.message().lineage, [0], "of a store made anew");
+    let (mut before, mut document) = (first.clone(), first.clone());
+    for step in 1..=40 {
+        let next = document.clone().revised(&document, step);
+        before = std::mem::replace(&mut document, next);
+    }
+    let lineage = document.message().lineage;
+    assert!(lineage.is_sorted() && lineage.contains(&before.revision) && !lineage.contains(&document.revision));
+    assert!(lineage.len() == 32 && lineage[0] > first.revision, "{lineage:?}");
+}
+
 #[test]
 fn a_key_is_made_known_before_it_is_used() {
     let document = fresh();
