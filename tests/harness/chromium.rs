@@ -72,8 +72,6 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// Addresses of host names.
     pub hosts: Vec<(String, IpAddr)>,
-    /// More of its flags.
-    pub flags: &'static [&'static str],
 }
 
 /// Size and colours a page is looked at with.
