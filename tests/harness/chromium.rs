@@ -104,12 +104,7 @@ impl Browser {
         let profile = directory.join(format!("{name}.profile"));
         let mut command = Command::new("sh");
         // The protocol's pipes are descriptors 3 (in) and 4 (out).
-        command
-            .arg("-c")
-            .arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2")
-            .arg("chromium")
-            .args(FLAGS)
-            .args(around.flags);
+        command.arg("-c").arg("exec chromium \"$@\" 3<&0 4>&1 </dev/null >&2").arg("chromium").args(FLAGS);
         if let Some(home) = &around.home {
             command.env("HOME", home);
         }
