@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `row` | what the words of a row mean (pure) |
 //! | `usage/rows` (state directory) | the rows; the first is the header |
-//! | `usage/users` (state directory) | USERNAME of each row, 512 bytes each |
+//! | `usage/users` (state directory) | USERNAME of each row that it is too long for, 512 bytes each |
 //!
 //! A row whose allocation has ended stays until a controller has acknowledged its totals. A damaged row is a free one. No
 //! sum covers the counters: each is a word that is written whole, and any of them may lack the last batch.
@@ -30,7 +30,7 @@ use turn_core::{AccountId, AllocationId, EndReason};
 
 pub use self::row::{Ended, Totals};
 use self::row::{Flags, Header};
-use crate::sys::rows::{ROW, Rows, memory_file};
+use crate::sys::rows::{ROW, Row, Rows, memory_file};
 
 /// Rows that get their place on the disk at a time.
 const STEP: u32 = 1024;
@@ -183,10 +183,10 @@ impl Accounts {
         let origin = state.next_origin();
         let Some(row) = self.rows.get(index) else { return AccountId::NONE };
         state.unwritten.remove(&index);
-        if self.write_name(index, origin, user).is_err() {
+        if user.len() > row::SHORT_NAME && self.write_name(index, origin, user).is_err() {
             state.unwritten.insert(index, user.into());
         }
-        row::open(row, id, origin, if restored { Flags::CONTINUED } else { Flags::NONE });
+        row::open(row, id, origin, if restored { Flags::CONTINUED } else { Flags::NONE }, user);
         state.by_id.insert(id, index);
         account(index, origin)
     }
@@ -243,6 +243,11 @@ impl Accounts {
 
     /// USERNAME of a row's allocation; empty if it cannot be read.
     pub fn user(&self, usage: &Usage) -> Vec<u8> {
+        let of_usage = |row: &&Row| row::origin(row) == usage.origin;
+        let row = self.rows.get(usage.index);
+        if let Some(name) = row.filter(of_usage).and_then(row::name) {
+            return if row.is_some_and(|row| of_usage(&row)) { name } else { Vec::new() };
+        }
         if let Some(name) = self.lock().unwritten.get(&usage.index) {
             return name.to_vec();
         }

@@ -17,7 +17,13 @@ const OWN: usize = 4;
 const FOREIGN: usize = 8;
 /// Reason (8 bits), Unix ms above them; 0 while it lives.
 const ENDED: usize = 12;
+/// Flags (8 bits), then how many bytes the name here has (8 bits), then the first six of them.
 const FLAGS: usize = 13;
+/// The rest of the name.
+const NAME: usize = 14;
+
+/// Bytes of the longest USERNAME that stands in the row itself.
+pub(super) const SHORT_NAME: usize = 22;
 
 /// In the word [`ENDED`]: why is not known.
 const UNKNOWN: u64 = 0xFF;
@@ -86,13 +92,22 @@ pub(super) fn begin(row: &Row, header: Header) {
     row[CHECK].store(MAGIC, Ordering::Release);
 }
 
-/// Gives a free row to an allocation.
-pub(super) fn open(row: &Row, id: AllocationId, origin: u64, flags: Flags) {
+/// Gives a free row to an allocation, with its user's name if that is short.
+pub(super) fn open(row: &Row, id: AllocationId, origin: u64, flags: Flags, user: &[u8]) {
     row.iter().skip(1).for_each(|word| word.store(0, Ordering::Relaxed));
     let (high, low) = halves(id);
     store(row, ID, high);
     store(row, ID + 1, low);
     store(row, FLAGS, flags.0);
+    if user.len() <= SHORT_NAME {
+        let mut name = [0; 24];
+        name[1] = user.len() as u8;
+        name[2..2 + user.len()].copy_from_slice(user);
+        let (words, _) = name.as_chunks::<8>();
+        store(row, FLAGS, flags.0 | u64::from_le_bytes(words[0]));
+        store(row, NAME, u64::from_le_bytes(words[1]));
+        store(row, NAME + 1, u64::from_le_bytes(words[2]));
+    }
     store(row, ORIGIN, origin);
     // Last: a process that is killed before leaves a free row.
     row[CHECK].store(check(high, low, origin), Ordering::Release);
@@ -111,11 +126,18 @@ pub(super) fn read(row: &Row) -> Option<(AllocationId, u64, Flags, Option<Ended>
         return None;
     }
     let id = AllocationId((u128::from(high) << 64 | u128::from(low)).to_be_bytes());
-    Some((id, origin, Flags(load(row, FLAGS)), read_end(load(row, ENDED))))
+    Some((id, origin, Flags(load(row, FLAGS) & 0xFF), read_end(load(row, ENDED))))
 }
 
 pub(super) fn origin(row: &Row) -> u64 {
     load(row, ORIGIN)
+}
+
+/// The name that stands in a row; none if it stands elsewhere.
+pub(super) fn name(row: &Row) -> Option<Vec<u8>> {
+    let words = [FLAGS, NAME, NAME + 1].map(|word| load(row, word).to_le_bytes());
+    let [_, length, name @ ..] = words.as_flattened() else { return None };
+    (*length != 0).then(|| name.get(..usize::from(*length)).map(<[u8]>::to_vec))?
 }
 
 pub(super) fn end(row: &Row, ended: Ended) {

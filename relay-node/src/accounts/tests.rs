@@ -172,9 +172,20 @@ fn without_a_disk_it_counts_in_memory() {
 #[test]
 fn no_name_is_taken_for_that_of_the_next_allocation() {
     let directory = tempfile::tempdir().expect("a directory");
-    let accounts = open(directory.path());
-    accounts.take(id(1), b"alice", false);
-    let usage = accounts.live(0, 1).next().expect("one");
-    assert_eq!(accounts.user(&usage), b"alice");
-    assert_eq!(accounts.user(&Usage { origin: usage.origin ^ 1, ..usage }), b"", "of another row at this place");
+    // In the row, and where it is too long for that beside it.
+    for length in [5, row::SHORT_NAME, row::SHORT_NAME + 1, LONGEST_NAME, 0] {
+        let name = vec![b'a'; length];
+        let accounts = open(directory.path());
+        accounts.take(id(1), &name, false);
+        let usage = accounts.live(0, 1).next().expect("one");
+        assert_eq!(accounts.user(&usage), name);
+        let other = Usage { origin: usage.origin ^ 1, ..usage.clone() };
+        assert_eq!(accounts.user(&other), b"", "of another row at this place");
+        drop(accounts);
+        let accounts = open(directory.path());
+        assert_eq!(accounts.user(&usage), name, "after a kill");
+        assert_eq!(accounts.take(id(1), b"", true).index(), usage.index);
+        accounts.end(id(1), EndReason::Deleted, 1);
+        accounts.forget(usage.index, usage.origin);
+    }
 }
