@@ -233,15 +233,15 @@ fn kubectl() -> PathBuf {
 /// Whether a program takes these arguments, which it reads up to `--help`.
 fn knows(command: &mut Command) -> Result<()> {
     let output = command.arg("--help").env("ETCDCTL_API", "3").output().context("it is not installed")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    // A flag that the text speaks of, without a value.
-    ensure!(output.status.success() || said.contains("flag needs an argument"), "{said}");
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
 /// Whether kubectl has such a subcommand with these flags.
 pub(crate) fn kubectl_takes(words: &[&str]) -> Result<()> {
-    knows(Command::new(kubectl()).args(words))
+    // The text may speak of the flag alone.
+    let directory = words.last().filter(|last| **last == "-k").map(|_| ".");
+    knows(Command::new(kubectl()).args(words).args(directory))
 }
 
 /// The same, and whether the objects that are named are in an overlay.
