@@ -26,6 +26,7 @@ use super::link::{Channel, Close, FAREWELL, Link};
 use super::members::{MOST_MEMBERS, MemberList, NodeTag};
 use super::outbox::{Inbox, Outbound};
 use super::report::{LinkDrop, LinkReport};
+use super::rest::Rest;
 use super::settings::Settings;
 use super::tls::Tls;
 use super::transport::Kind;
@@ -52,6 +53,7 @@ pub(super) struct Hub {
     seed: u64,
     /// Batches of packets were handed to workers who have not been woken.
     delivered: Cell<bool>,
+    rest: Arc<Rest>,
 }
 
 #[derive(Default)]
@@ -81,6 +83,7 @@ impl Hub {
         deliver: Box<dyn Deliver>,
         usabilities: Usabilities,
         reports: Arc<ArcSwap<Vec<LinkReport>>>,
+        rest: Arc<Rest>,
     ) -> Self {
         endpoints.set_tls(&tls);
         let seed = getrandom::u64().unwrap_or_default();
@@ -97,6 +100,7 @@ impl Hub {
             reports,
             seed,
             delivered: Cell::new(false),
+            rest,
         }
     }
 
@@ -303,15 +307,15 @@ impl Hub {
 
     // --- from workers to links -------------------------------------------------------------------------------------
 
-    /// Moves what workers have pushed to the links. Whether there was anything.
-    pub(super) fn drain(&self, inboxes: &mut [Inbox], memory: &mut BytesMut, touched: &mut Vec<Rc<Link>>) -> bool {
+    /// Moves what workers have pushed to the links, as much as one turn takes.
+    pub(super) fn drain(&self, inboxes: &mut [Inbox], memory: &mut BytesMut, touched: &mut Vec<Rc<Link>>) {
         let now = Instant::now();
-        let mut moved = false;
+        let mut moved = 0;
         let links = self.links.borrow();
         for inbox in inboxes {
             for _ in 0..TURN {
                 let Some((what, length)) = inbox.pop() else { break };
-                moved = true;
+                moved += 1;
                 let Some(link) = links.get(what.member()) else {
                     inbox.skip(length);
                     continue;
@@ -332,7 +336,7 @@ impl Hub {
         for link in touched.drain(..) {
             link.flush(now);
         }
-        moved
+        self.rest.moved(moved);
     }
 
     /// Writes what stands before a packet, and says which flow it is of.
@@ -495,6 +499,7 @@ impl Hub {
 
     fn hand_over(&self, link: &Link, what: Inbound, packet: &[u8], now: Instant) {
         self.delivered.set(true);
+        self.rest.moved(1);
         if self.deliver.borrow_mut().deliver(what, packet) {
             link.received(packet.len(), now);
         } else {

@@ -14,7 +14,7 @@
 //! | `liveness`, `measure` | whether it lives, and how well |
 //! | `path`, `detour` | whether to go over a third member, and how |
 //! | `asked` | who may answer a client of this relay |
-//! | `hub`, `tasks` | everything together, on one thread |
+//! | `hub`, `tasks`, `rest` | everything together, on one thread |
 
 mod asked;
 mod bucket;
@@ -35,6 +35,7 @@ mod path;
 mod queue;
 mod report;
 mod reset;
+mod rest;
 mod settings;
 mod tasks;
 mod tls;
@@ -88,7 +89,13 @@ impl Backbone {
         let addresses = sockets.iter().map(std::net::UdpSocket::local_addr).collect::<Result<_, _>>()?;
         let waker = Arc::new(Waker::new()?);
         let (outboxes, inboxes) = outbox::rings(workers, &waker);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let rest = Arc::new(rest::Rest::new());
+        let before_waiting = {
+            let rest = Arc::clone(&rest);
+            move || rest.before_waiting()
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(before_waiting).build()?;
         let endpoints = {
             let _context = runtime.enter();
             endpoint::Endpoints::new(sockets, identity)?
@@ -103,7 +110,7 @@ impl Backbone {
             let (usabilities, reports) = (usabilities.clone(), Arc::clone(&reports));
             let deliver: Box<dyn Deliver> = Box::new(deliver);
             std::thread::Builder::new().name("backbone".into()).spawn(move || {
-                let hub = Rc::new(hub::Hub::new(settings, endpoints, tls, deliver, usabilities, reports));
+                let hub = Rc::new(hub::Hub::new(settings, endpoints, tls, deliver, usabilities, reports, rest));
                 LocalSet::new().block_on(&runtime, tasks::run(hub, inboxes, waker, orders));
             })?
         };

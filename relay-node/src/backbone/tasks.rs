@@ -95,17 +95,17 @@ async fn pump(hub: Rc<Hub>, mut inboxes: Vec<Inbox>, waker: Arc<Waker>, bell: As
     let mut memory = BytesMut::new();
     let mut touched = Vec::new();
     loop {
-        if hub.drain(&mut inboxes, &mut memory, &mut touched) {
+        hub.drain(&mut inboxes, &mut memory, &mut touched);
+        waker.doze();
+        if !inboxes.iter().all(Inbox::is_empty) {
+            waker.rise();
             // QUIC sends what it was given before more is taken.
             tokio::task::yield_now().await;
             continue;
         }
-        waker.doze();
-        if inboxes.iter().all(Inbox::is_empty) {
-            let Ok(mut ready) = bell.readable().await else { return };
-            ready.clear_ready();
-            waker.reset();
-        }
+        let Ok(mut ready) = bell.readable().await else { return };
+        // Each wake-up is told of by itself: what was written need not be read.
+        ready.clear_ready();
         waker.rise();
     }
 }
