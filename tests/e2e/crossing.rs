@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use harness::cluster::{Cluster, Controller, Relay, RelayOptions, Store, TURN};
+use harness::distance::{Distance, apart};
 use harness::lab::NatLab;
 use harness::partition::Cut;
 use harness::peer::{Peer, connect};
@@ -16,12 +17,15 @@ use turn_core::Transport;
 const CONNECT: Duration = Duration::from_secs(15);
 /// Longest that a link may take to come up, or to come back.
 const LINKED: Duration = Duration::from_secs(15);
+/// Round trip between the two regions.
+const REGIONS_APART: Duration = Duration::from_millis(80);
 
 struct Stage {
     lab: NatLab,
     cluster: Cluster,
     controller: Controller,
     relays: [Relay; 2],
+    _distances: [Distance; 2],
 }
 
 async fn stage(test: &Scenario) -> Result<Stage> {
@@ -30,9 +34,11 @@ async fn stage(test: &Scenario) -> Result<Stage> {
     let controller = cluster.controller(&lab.server("controller").await?, Store::Embedded, "").await?;
     let more = "backbone = {}".to_owned();
     let options = |region: &str| RelayOptions { workers: 2, more: more.clone(), ..RelayOptions::in_region(region) };
-    let eu = cluster.relay("eu-1", &lab.server("eu-1").await?, &options("eu")).await?;
-    let us = cluster.relay("us-1", &lab.server("us-1").await?, &options("us")).await?;
-    let stage = Stage { lab, cluster, controller, relays: [eu, us] };
+    let (in_eu, in_us) = (lab.server("eu-1").await?, lab.server("us-1").await?);
+    let distances = apart([&in_eu, &in_us], REGIONS_APART).await?;
+    let eu = cluster.relay("eu-1", &in_eu, &options("eu")).await?;
+    let us = cluster.relay("us-1", &in_us, &options("us")).await?;
+    let stage = Stage { lab, cluster, controller, relays: [eu, us], _distances: distances };
     stage.reached("direct").await?;
     Ok(stage)
 }
@@ -57,8 +63,8 @@ impl Stage {
     }
 }
 
-/// Two browsers behind symmetric NATs, each at the relay of its own region, and nothing passes from relayed port to
-/// relayed port: they see and hear each other by the backbone. The link is cut and the ports are open: the call goes on
+/// Two browsers behind symmetric NATs, each at the relay of its own region, 80 ms from the other, and nothing passes from
+/// relayed port to relayed port: they see and hear each other by the backbone. The link is cut and the ports are open: the call goes on
 /// within a second. The link is back, and so is the call.
 #[test]
 fn browsers_at_different_relays_meet_by_the_backbone() -> Result<()> {
@@ -77,6 +83,7 @@ fn browsers_at_different_relays_meet_by_the_backbone() -> Result<()> {
             let relayed = report.relayed.clone().context("relayed")?;
             ensure!(relayed.starts_with(&stage.ip(relay).to_string()), "not at its own relay: {report:?}");
             ensure!(report.remote.as_deref() == Some("relay"), "not to a relay: {report:?}");
+            ensure!(report.round_trip_ms >= 80.0, "the regions are near: {report:?}");
         }
         ensure!(blocked.dropped().await? == 0, "something went from relayed port to relayed port");
         blocked.heal().await?;

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod cluster;
 pub mod coturn;
 pub mod delay;
+pub mod distance;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod flood;
