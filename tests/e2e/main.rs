@@ -24,4 +24,5 @@ mod steering;
 mod store;
 mod upgrade;
 mod usage;
+mod ways;
 mod workers;

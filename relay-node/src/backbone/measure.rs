@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 /// Seconds that are looked back on.
 const WINDOW: usize = 10;
+/// And those that show loss that has begun: it counts as much as if it had been so all the time.
+const LATELY: usize = 3;
 /// Fewer packets say little: a single lost one of three is not a third.
 const LEAST_PACKETS: u64 = 50;
 
@@ -22,14 +24,18 @@ impl Measure {
         self.notes.push_back((sent, lost));
     }
 
-    /// Thousandths, 0..=1000.
+    /// Thousandths, 0..=1000, of the last seconds or of the whole window, whichever is more.
     pub(super) fn loss_permille(&self) -> u16 {
-        let (Some((sent, lost)), Some((sent_before, lost_before))) = (self.notes.back(), self.notes.front()) else {
-            return 0;
+        let since = |index: usize| {
+            let (Some((sent, lost)), Some((sent_before, lost_before))) = (self.notes.back(), self.notes.get(index))
+            else {
+                return 0;
+            };
+            let sent = sent.saturating_sub(*sent_before).max(LEAST_PACKETS);
+            let lost = lost.saturating_sub(*lost_before);
+            u16::try_from((lost * 1000 / sent).min(1000)).unwrap_or(1000)
         };
-        let sent = sent.saturating_sub(*sent_before).max(LEAST_PACKETS);
-        let lost = lost.saturating_sub(*lost_before);
-        u16::try_from((lost * 1000 / sent).min(1000)).unwrap_or(1000)
+        since(0).max(since(self.notes.len().saturating_sub(LATELY + 1)))
     }
 
     /// The connection is another one.
@@ -57,6 +63,19 @@ mod tests {
         assert_eq!(go(&mut measure, 20, 20), 200);
         assert_eq!(go(&mut measure, 5, 0), 100);
         assert_eq!(go(&mut measure, 5, 0), 0);
+    }
+
+    #[test]
+    fn loss_that_begins_is_seen_within_seconds() {
+        let mut measure = Measure::default();
+        for second in 0..20 {
+            measure.note(second * 100, 0);
+        }
+        measure.note(2000, 20);
+        assert_eq!(measure.loss_permille(), 66);
+        measure.note(2100, 40);
+        measure.note(2200, 60);
+        assert_eq!(measure.loss_permille(), 200);
     }
 
     #[test]
