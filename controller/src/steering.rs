@@ -2,17 +2,19 @@
 //! client.
 //!
 //! A node's score is the client's round trip to its region in milliseconds ([`estimate`]: measured by clients of the same
-//! network, else by the globe, else by the distances between regions) plus a penalty for its load, plus, for the second end
+//! network or of those next to it, else by the globe, else by the distances between regions) plus a penalty for its load, plus, for the second end
 //! of a call, the way to the relay of the first. Among the nodes that are about as good as the best, two are drawn at random
 //! and the less loaded one wins, so that several controllers with the same picture do not all send everybody to the same
 //! node. What this controller answered itself since a node's last report counts against that node at once, so that a
 //! burst spreads before the next report says so.
 
 mod alternates;
+mod detours;
 mod draw;
 pub mod estimate;
 mod load;
 mod measured;
+mod neighbours;
 mod place;
 mod regions;
 mod service;
@@ -32,7 +34,7 @@ pub use self::alternates::{Alternate, alternates};
 use self::draw::{Candidates, below};
 use self::estimate::{Estimate, Estimator, Evidence};
 pub use self::load::OwnPicks;
-pub use self::measured::{MAX_RTT_MS, Measurements, Prefix};
+pub use self::measured::{MAX_RTT_MS, Measurements, Prefix, Shared};
 pub use self::place::Place;
 pub use self::regions::{RegionView, Target, regions, targets};
 pub use self::service::{Explanation, Steering};

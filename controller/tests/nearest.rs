@@ -40,7 +40,7 @@ async fn steering(site: &Site, role: &str) -> Result<SteeringClient<Channel>> {
 }
 
 #[tokio::test]
-async fn what_a_client_measures_counts_for_its_network_and_for_no_other() -> Result<()> {
+async fn what_a_client_measures_counts_for_its_network_and_those_next_to_it() -> Result<()> {
     let site = Site::start(&[PROXY], &[node("eu-1", "eu", 1), node("us-1", "us", 2), node("ap-1", "ap", 3)]).await?;
     let targets = get(&site, "/v1/netcheck", "203.0.113.7").await?;
     assert_eq!(targets["client"], "203.0.113.7");
@@ -55,7 +55,13 @@ async fn what_a_client_measures_counts_for_its_network_and_for_no_other() -> Res
     let taken = report("203.0.113.7", json!({ "rtt_ms": { "ap": 12.5, "eu": 250, "mars": 1 } })).await?;
     assert_eq!(taken.json::<Value>().await?, json!({ "taken": 2 }));
     assert_eq!(nearest(&site, "203.0.113.99").await?, "ap-1");
-    assert_eq!(nearest(&site, "203.0.114.99").await?, "eu-1");
+    assert_eq!(nearest(&site, "203.0.114.99").await?, "ap-1", "of the next network nothing else is known");
+    assert_eq!(nearest(&site, "198.51.100.99").await?, "eu-1");
+    let request = v1::ExplainRequest { client: "203.0.114.99".into(), ..Default::default() };
+    let explained = steering(&site, "viewer").await?.explain(request).await?.into_inner();
+    let said = "nobody has measured from 203.0.114.0/24; round trips are those of 1 measured networks next to it";
+    assert_eq!(explained.evidence[0], said);
+    assert_eq!((explained.considered[0].rtt_ms, explained.considered[0].basis()), (13, EstimateBasis::Neighbours));
     // What is no report, and too many of them.
     for body in [json!([]), json!({ "rtt_ms": { "eu": "x" } }), json!({ "rtt_ms": {}, "client": "192.0.2.1" })] {
         assert_eq!(report("198.51.100.77", body.clone()).await?.status(), StatusCode::BAD_REQUEST, "{body}");

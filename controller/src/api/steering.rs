@@ -208,6 +208,7 @@ fn relay(relay: Relay) -> v1::Relay {
 fn basis(basis: Basis) -> v1::EstimateBasis {
     match basis {
         Basis::Measured { .. } => v1::EstimateBasis::Measured,
+        Basis::Neighbours { .. } => v1::EstimateBasis::Neighbours,
         Basis::Geo => v1::EstimateBasis::Geo,
         Basis::Regions => v1::EstimateBasis::Regions,
         Basis::Unknown => v1::EstimateBasis::Unknown,
@@ -216,7 +217,7 @@ fn basis(basis: Basis) -> v1::EstimateBasis {
 
 fn considered(node: Considered) -> v1::ConsideredRelay {
     let age = match node.rtt.basis {
-        Basis::Measured { age } => age.as_secs(),
+        Basis::Measured { age } | Basis::Neighbours { age } => age.as_secs(),
         _ => 0,
     };
     let place = match node.outcome {

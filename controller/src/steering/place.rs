@@ -3,6 +3,8 @@
 /// Milliseconds of round trip for each kilometre between two ends: light in glass takes 0.01, and cables do not go
 /// straight.
 const MS_PER_KM: f64 = 0.015;
+/// The least that light in glass takes, with a tenth off for coordinates that are those of a city.
+const LEAST_MS_PER_KM: f64 = 0.009;
 /// Mean radius of the earth.
 const EARTH_KM: f64 = 6371.0;
 
@@ -32,6 +34,18 @@ impl Place {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 20,016 km are 0 to 301 ms")]
     pub fn rtt_ms_to(self, other: Self) -> u32 {
         (self.km_to(other) * MS_PER_KM).round() as u32
+    }
+
+    /// The round trip that nothing is below, in milliseconds.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 20,016 km are 0 to 181 ms")]
+    pub fn least_ms_to(self, other: Self) -> u32 {
+        (self.km_to(other) * LEAST_MS_PER_KM) as u32
+    }
+
+    /// The cell of a grid of 5 degrees: row and column.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 36 and 0 to 72")]
+    pub(super) fn cell(self) -> (u8, u8) {
+        (((self.latitude + 90.0) / 5.0) as u8, ((self.longitude + 180.0) / 5.0) as u8)
     }
 }
 

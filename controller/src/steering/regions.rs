@@ -66,7 +66,7 @@ pub fn targets(snapshot: &Snapshot, terms: &Terms, evidence: &Evidence, ipv6: bo
         }
     }
     let mut regions: Vec<_> = by_region.into_iter().collect();
-    regions.sort_by_key(|(region, _)| estimator.to(region).rtt_ms);
+    regions.sort_by_cached_key(|(region, _)| estimator.to(region).rtt_ms);
     let mut chosen: Vec<_> = regions.drain(..regions.len().min(NEAREST)).collect();
     for _ in 0..BY_LOT.min(regions.len()) {
         chosen.push(regions.swap_remove(below(regions.len(), &mut random)));

@@ -1,12 +1,13 @@
 //! [`Steering`]: [`choose`] with its memory, as a running controller answers from.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::estimate::{Evidence, Partner};
-use super::measured::{Measurements, Prefix};
+use super::measured::{Measurements, Prefix, Shared};
 use super::sessions::{Sessions, affinity};
 use super::{Choice, Considered, OwnPicks, Query, Target, Terms, choose, explain, targets};
 use crate::fleet::Snapshot;
@@ -24,6 +25,8 @@ pub struct Steering {
     memory: Mutex<Memory>,
     seed: AtomicU64,
     started: Instant,
+    /// Since the Unix epoch.
+    started_at: Duration,
 }
 
 #[derive(Debug)]
@@ -52,7 +55,14 @@ impl Steering {
             sessions: Sessions::default(),
             measurements: Measurements::new(NETWORKS),
         };
-        Self { terms, geo, memory: Mutex::new(memory), seed: AtomicU64::new(seed), started: Instant::now() }
+        Self {
+            terms,
+            geo,
+            memory: Mutex::new(memory),
+            seed: AtomicU64::new(seed),
+            started: Instant::now(),
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
     }
 
     /// The distances, thresholds and home region in use.
@@ -62,10 +72,10 @@ impl Steering {
 
     /// Chooses relays and remembers having done so.
     pub fn choose(&self, snapshot: &Snapshot, query: &Query) -> Choice {
-        let (seed, now) = (self.seed(), self.started.elapsed());
+        let (seed, now) = (self.seed(), self.now());
         let location = self.locate(query);
         let mut memory = self.memory();
-        let evidence = memory.evidence(query, location, now);
+        let evidence = memory.evidence(&self.terms, query, location, now);
         let choice = choose(snapshot, &self.terms, query, &evidence, &mut memory.picks, seed);
         if let (Some(session), Some(relay)) = (&query.session, choice.relays.first()) {
             let partner = Partner { node_id: relay.node_id.clone(), region: relay.region.clone() };
@@ -76,10 +86,10 @@ impl Steering {
 
     /// What [`Steering::choose`] would answer, with reasons. Nothing is remembered.
     pub fn explain(&self, snapshot: &Snapshot, query: &Query) -> Explanation {
-        let (seed, now) = (self.seed(), self.started.elapsed());
+        let (seed, now) = (self.seed(), self.now());
         let location = self.locate(query);
         let mut memory = self.memory();
-        let evidence = memory.evidence(query, location, now);
+        let evidence = memory.evidence(&self.terms, query, location, now);
         let (choice, considered) = explain(snapshot, &self.terms, query, &evidence, &memory.picks, seed);
         drop(memory);
         Explanation { evidence: self.sentences(query, &evidence, &choice), choice, considered }
@@ -91,15 +101,35 @@ impl Steering {
         let is_there = |region: &str| snapshot.nodes.values().any(|node| node.record.region == region);
         let known = rtts.iter().filter(|(region, _)| is_there(region)).map(|(region, ms)| (region.as_str(), *ms));
         let known: Vec<_> = known.collect();
-        self.memory().measurements.report(client, known, self.started.elapsed())
+        let place = self.place(client);
+        self.memory().measurements.report(&self.terms, client, place, known, self.now())
     }
 
     /// Relays that `client` should measure its round trip to.
     pub fn targets(&self, snapshot: &Snapshot, client: IpAddr) -> Vec<Target> {
         let query = Query { client: Some(client), ..Query::default() };
         let (seed, location) = (self.seed(), self.locate(&query));
-        let evidence = self.memory().evidence(&query, location, self.started.elapsed());
+        let evidence = self.memory().evidence(&self.terms, &query, location, self.now());
         targets(snapshot, &self.terms, &evidence, client.to_canonical().is_ipv6(), seed)
+    }
+
+    /// Up to `most` networks with what other replicas are to be told of them.
+    pub fn take_unshared(&self, most: usize) -> Vec<(Prefix, BTreeMap<String, Shared>)> {
+        self.memory().measurements.take_unshared(most, self.now())
+    }
+
+    /// Takes what another replica has been told of a network.
+    pub fn take_shared(&self, prefix: Prefix, shared: &BTreeMap<String, Shared>) {
+        let place = self.place(prefix.address());
+        self.memory().measurements.take_shared(&self.terms, prefix, place, shared, self.now());
+    }
+
+    fn now(&self) -> Duration {
+        self.started_at + self.started.elapsed()
+    }
+
+    fn place(&self, client: IpAddr) -> Option<super::Place> {
+        self.geo.as_ref()?.locate(client)
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -111,7 +141,7 @@ impl Steering {
     }
 
     fn locate(&self, query: &Query) -> Option<super::Place> {
-        self.geo.as_ref()?.locate(query.client?)
+        self.place(query.client?)
     }
 
     fn sentences(&self, query: &Query, evidence: &Evidence, choice: &Choice) -> Vec<String> {
@@ -122,6 +152,10 @@ impl Steering {
                 let prefix = Prefix::of(client);
                 let measured = evidence.measured.iter().map(|measured| measured.age).min();
                 sentences.push(match measured {
+                    None if evidence.borrowed.networks > 0 => format!(
+                        "nobody has measured from {prefix}; round trips are those of {} measured networks next to it",
+                        evidence.borrowed.networks
+                    ),
                     None => format!("nobody has measured from {prefix}"),
                     Some(age) => format!(
                         "clients of {prefix} have measured {} regions, the newest {} s ago",
@@ -129,10 +163,13 @@ impl Steering {
                         age.as_secs()
                     ),
                 });
-                sentences.push(match (&self.geo, evidence.location) {
-                    (None, _) => "there is no geo database".to_owned(),
-                    (_, None) => format!("the geo database does not know {client}"),
-                    (_, Some(place)) => format!("the geo database places {client} at {place}"),
+                sentences.push(match (&self.geo, evidence.location, evidence.disproved) {
+                    (None, ..) => "there is no geo database".to_owned(),
+                    (_, Some(place), _) => format!("the geo database places {client} at {place}"),
+                    (_, None, Some(place)) => {
+                        format!("the geo database places {client} at {place}, which round trips say it is not")
+                    }
+                    (_, None, None) => format!("the geo database does not know {client}"),
                 });
             }
         }
@@ -159,13 +196,13 @@ impl Steering {
 }
 
 impl Memory {
-    fn evidence(&mut self, query: &Query, location: Option<super::Place>, now: Duration) -> Evidence {
+    fn evidence(&mut self, terms: &Terms, query: &Query, location: Option<super::Place>, now: Duration) -> Evidence {
         let session = query.session.as_deref();
+        let known = query.client.map(|client| self.measurements.evidence(terms, client, location, now));
         Evidence {
-            measured: query.client.map(|client| self.measurements.of(client, now)).unwrap_or_default(),
-            location,
             partner: session.and_then(|session| self.sessions.partner(session, query.client, now)),
             affinity: session.map(affinity),
+            ..known.unwrap_or_default()
         }
     }
 }

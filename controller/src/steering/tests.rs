@@ -257,7 +257,7 @@ fn regions_count_nodes_health_and_allocations() {
 /// A client of a network from which these regions were measured.
 fn measured(rtts: &[(&str, u32)]) -> Evidence {
     let measured = rtts.iter().map(|(region, rtt_ms)| Measured {
-        region: (*region).to_owned(),
+        region: (*region).into(),
         rtt_ms: *rtt_ms,
         age: std::time::Duration::from_secs(5),
     });

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::run::{FAILURE, LENGTH, Outcome};
 
-const COLOURS: [&str; 6] = ["#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#7d7d7d", "#1f4e8c"];
+const COLOURS: [&str; 7] = ["#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#7d7d7d", "#8fb3e0", "#1f4e8c"];
 /// Width and height of each of the two plots.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 300.0;

@@ -195,6 +195,9 @@ pub(crate) fn run(world: &World, selector: &mut dyn Selector, controllers: u32, 
         if step % 10 == 9 {
             // Of each allocation a refresh is stored once in half its lifetime of 600 s.
             second_operations += held.iter().sum::<u64>() / 300 + u64::from(controllers);
+            let shared = selector.shared(Duration::from_millis(now));
+            second_operations += shared.iter().sum::<u64>();
+            second_transactions += shared.iter().filter(|networks| **networks > 0).count() as u64;
             outcome.store_operations = outcome.store_operations.max(second_operations);
             outcome.store_transactions = outcome.store_transactions.max(second_transactions + u64::from(controllers));
             (second_operations, second_transactions) = (0, 0);

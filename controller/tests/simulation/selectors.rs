@@ -32,6 +32,11 @@ pub(crate) trait Selector {
     /// A client measures and reports before it asks, if this one is interested.
     fn measured(&mut self, _: &Moment<'_>, _: usize, _: &mut Random) {}
 
+    /// Networks that each controller writes to the store in this second, for the others to know.
+    fn shared(&mut self, _: Duration) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// A relay sends clients elsewhere when it is nearly full.
     fn redirects(&self) -> bool {
         false
@@ -56,15 +61,16 @@ impl Ours {
             regions.sort_by(|a, b| world.rtt(i, *a).total_cmp(&world.rtt(i, *b)));
             let rtts =
                 regions.iter().take(6).map(|region| (world.region_names[*region], noisy(world, i, *region, random)));
-            measurements.report(network.address, rtts, Duration::ZERO);
+            measurements.report(&world.terms, network.address, Some(network.geo), rtts, Duration::ZERO);
         }
+        // What was measured before was shared before.
+        measurements.take_unshared(usize::MAX, Duration::ZERO);
         Self { picks: vec![OwnPicks::default(); replicas], measurements, learns }
     }
 
     fn evidence(&mut self, moment: &Moment<'_>, network: usize) -> Evidence {
         let about = &moment.world.networks[network];
-        let measured = self.measurements.of(about.address, moment.now);
-        Evidence { measured, location: Some(about.geo), ..Evidence::default() }
+        self.measurements.evidence(&moment.world.terms, about.address, Some(about.geo), moment.now)
     }
 }
 
@@ -75,7 +81,7 @@ fn noisy(world: &World, network: usize, region: usize, random: &mut Random) -> f
 
 impl Selector for Ours {
     fn name(&self) -> &'static str {
-        if self.learns { "Turnpike" } else { "Turnpike, no new reports" }
+        if self.learns { "Turnpike, clients measure" } else { "Turnpike" }
     }
 
     fn choose(&mut self, moment: &Moment<'_>, network: usize, random: &mut Random) -> Option<usize> {
@@ -100,8 +106,13 @@ impl Selector for Ours {
                 Some((target.region, noisy(moment.world, network, region, random)))
             })
             .collect();
-        let address = moment.world.networks[network].address;
-        self.measurements.report(address, rtts.iter().map(|(region, ms)| (region.as_str(), *ms)), moment.now);
+        let about = &moment.world.networks[network];
+        let rtts = rtts.iter().map(|(region, ms)| (region.as_str(), *ms));
+        self.measurements.report(&moment.world.terms, about.address, Some(about.geo), rtts, moment.now);
+    }
+
+    fn shared(&mut self, now: Duration) -> Vec<u64> {
+        self.picks.iter().map(|_| self.measurements.take_unshared(64, now).len() as u64).collect()
     }
 
     fn redirects(&self) -> bool {
@@ -179,12 +190,16 @@ fn nearest_by_geo(moment: &Moment<'_>, network: usize, is_fit: impl Fn(usize) ->
     regions.into_iter().find(|region| of_region(moment, *region).any(&is_fit))
 }
 
-/// Knows every round trip and every load at this very moment: the nearest region with room, and its emptiest relay.
-pub(crate) struct Omniscient;
+/// Knows every load at this very moment: the nearest region with room, and its emptiest relay.
+pub(crate) struct Optimum {
+    /// Knows every round trip; else those of measured networks, and of the others what can be made of these and of the geo
+    /// database by who knows how the world was made.
+    pub(crate) knows_all: bool,
+}
 
-impl Selector for Omniscient {
+impl Selector for Optimum {
     fn name(&self) -> &'static str {
-        "optimum (knows all)"
+        if self.knows_all { "optimum (knows all)" } else { "optimum (knows 40 %)" }
     }
 
     fn choose(&mut self, moment: &Moment<'_>, network: usize, _: &mut Random) -> Option<usize> {
@@ -192,7 +207,10 @@ impl Selector for Omniscient {
         let free =
             (0..world.relays()).filter(|relay| moment.is_alive[*relay] && moment.held[*relay] < world.capacity[*relay]);
         free.min_by(|a, b| {
-            let rtt = |relay: usize| world.rtt(network, world.region_of[relay]);
+            let rtt = |relay: usize| match (self.knows_all, world.region_of[relay]) {
+                (true, region) => world.rtt(network, region),
+                (false, region) => world.expected(network, region),
+            };
             let load = |relay: usize| moment.held[relay] as f64 / world.capacity[relay] as f64;
             rtt(*a).total_cmp(&rtt(*b)).then(load(*a).total_cmp(&load(*b)))
         })

@@ -6,6 +6,8 @@ use controller::fleet::{LoadRecord, NodeListener, NodeRecord, NodeView, Snapshot
 use controller::steering::{Place, Terms};
 use turn_core::Transport;
 
+use crate::networks::{self, Network, Runs, Spot};
+
 /// Where regions are, and how many of the world's clients are near (thousandths, roughly by population on line).
 const REGIONS: [(&str, f64, f64, u32); 30] = [
     ("us-east", 39.0, -77.5, 62),
@@ -48,16 +50,6 @@ pub(crate) struct Size {
     pub(crate) clients: usize,
 }
 
-/// A network of clients.
-#[derive(Clone, Debug)]
-pub(crate) struct Network {
-    pub(crate) address: IpAddr,
-    /// Where the geo database says that it is.
-    pub(crate) geo: Place,
-    /// Whether clients have measured from it before.
-    pub(crate) is_measured: bool,
-}
-
 /// Everything that does not change while clients come and go.
 pub(crate) struct World {
     pub(crate) size: Size,
@@ -70,23 +62,19 @@ pub(crate) struct World {
     pub(crate) networks: Vec<Network>,
     /// True round trips in milliseconds, network by network.
     rtts: Vec<f32>,
+    /// What to expect of them, at best, by who knows only what is measured and what the database says.
+    expected: Vec<f32>,
 }
 
-/// Clients of a network, on average.
-const CLIENTS_A_NETWORK: usize = 20;
 /// How much the relays carry for each client that is there at the peak.
 const HEADROOM: f64 = 1.55;
 
 impl World {
     /// The same seed makes the same world; `peak` is how many clients are there at once at most.
-    pub(crate) fn new(size: Size, peak: f64, random: &mut Random) -> Self {
+    pub(crate) fn new(size: Size, runs: Runs, peak: f64, random: &mut Random) -> Self {
         let regions = &REGIONS[..size.regions];
-        let place = |latitude: f64, longitude: f64| {
-            let longitude = (longitude + 540.0).rem_euclid(360.0) - 180.0;
-            Place::new(latitude.clamp(-80.0, 80.0), longitude).expect("on the globe")
-        };
         let places: Vec<Place> =
-            regions.iter().map(|(_, latitude, longitude, _)| place(*latitude, *longitude)).collect();
+            regions.iter().map(|(_, latitude, longitude, _)| Spot(*latitude, *longitude).place()).collect();
         let weights: Vec<u32> = regions.iter().map(|(_, _, _, weight)| *weight).collect();
         let total: u32 = weights.iter().sum();
 
@@ -107,52 +95,28 @@ impl World {
             }
         }
 
-        let near = |random: &mut Random| {
-            let mut ticket = random.below(total as usize) as u32;
-            weights.iter().position(|weight| {
-                let is_it = ticket < *weight;
-                ticket = ticket.saturating_sub(*weight);
-                is_it
-            })
-        };
-        let around = |region: usize, random: &mut Random| {
-            let (_, latitude, longitude, _) = regions[region];
-            // Most live in the middle.
-            let spread = |random: &mut Random| (random.unit() + random.unit() + random.unit() - 1.5) * 9.0;
-            place(latitude + spread(random), longitude + spread(random))
-        };
-        let mut networks = Vec::new();
-        let mut rtts = Vec::new();
-        for i in 0..(size.clients / CLIENTS_A_NETWORK).max(1) {
-            let region = near(random).unwrap_or(0);
-            let location = around(region, random);
-            let is_measured = random.unit() < 0.4;
-            let is_misplaced = random.unit() < 0.1;
-            let elsewhere = near(random).unwrap_or(0);
-            let geo = if is_misplaced { around(elsewhere, random) } else { location };
-            let address = Ipv4Addr::from_bits(0x0100_0000 + ((i as u32) << 8) + 7).into();
-            networks.push(Network { address, geo, is_measured });
-            let last_mile = 4.0 + 16.0 * random.unit() * random.unit();
-            for place in &places {
-                // Cables go their own ways.
-                let detour = 0.85 + 0.5 * random.unit();
-                rtts.push((last_mile + location.km_to(*place) * 0.015 * detour) as f32);
-            }
-        }
+        let spots = regions.iter().map(|(_, latitude, longitude, weight)| (Spot(*latitude, *longitude), *weight));
+        let networks = networks::make(size, runs, &spots.collect::<Vec<_>>(), random);
         Self {
             size,
             terms,
             region_names: regions.iter().map(|(name, ..)| *name).collect(),
             region_of,
             capacity,
-            networks,
-            rtts,
+            networks: networks.all,
+            rtts: networks.rtts,
+            expected: networks.expected,
         }
     }
 
     /// The true round trip, in milliseconds.
     pub(crate) fn rtt(&self, network: usize, region: usize) -> f32 {
         self.rtts[network * self.size.regions + region]
+    }
+
+    /// The round trip to expect at best, in milliseconds, last miles aside.
+    pub(crate) fn expected(&self, network: usize, region: usize) -> f32 {
+        self.expected[network * self.size.regions + region]
     }
 
     pub(crate) fn relays(&self) -> usize {

@@ -74,6 +74,7 @@ pub(crate) async fn run(args: &ExplainArgs, connection: &ConnectionOptions, outp
 fn basis_name(basis: i32) -> &'static str {
     match EstimateBasis::try_from(basis) {
         Ok(EstimateBasis::Measured) => "measured",
+        Ok(EstimateBasis::Neighbours) => "neighbours",
         Ok(EstimateBasis::Geo) => "geo",
         Ok(EstimateBasis::Regions) => "regions",
         Ok(EstimateBasis::Unknown | EstimateBasis::Unspecified) | Err(_) => "unknown",
@@ -122,7 +123,7 @@ impl From<ConsideredRelay> for ConsideredView {
         let basis = basis_name(relay.basis);
         Self {
             basis,
-            age_seconds: (basis == "measured").then_some(relay.age_seconds),
+            age_seconds: matches!(basis, "measured" | "neighbours").then_some(relay.age_seconds),
             node_id: relay.node_id,
             region: relay.region,
             rtt_ms: relay.rtt_ms,
