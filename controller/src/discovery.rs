@@ -52,14 +52,14 @@ pub enum DiscoveryError {
 /// Answers discovery.
 pub struct Discovery {
     fleet: Arc<FleetView>,
-    steering: Steering,
+    steering: Arc<Steering>,
     keys: Arc<Keys>,
     default_ttl: Duration,
 }
 
 impl Discovery {
     /// Answers from `fleet` by `steering`, with credentials made by the newest of `keys`.
-    pub fn new(fleet: Arc<FleetView>, steering: Steering, keys: Arc<Keys>, default_ttl: Duration) -> Self {
+    pub fn new(fleet: Arc<FleetView>, steering: Arc<Steering>, keys: Arc<Keys>, default_ttl: Duration) -> Self {
         Self { fleet, steering, keys, default_ttl }
     }
 

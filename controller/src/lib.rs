@@ -16,6 +16,7 @@ pub mod presence;
 pub mod push;
 pub mod replica;
 pub mod server;
+pub mod sharing;
 pub mod steering;
 pub mod store;
 pub mod sweeper;

@@ -23,6 +23,7 @@ const SETTINGS_BEHIND: &str = "turnpike_controller_settings_behind";
 const DISCOVERIES: &str = "turnpike_controller_discoveries_total";
 const DNS: &str = "turnpike_controller_dns_answers_total";
 const NETCHECKS: &str = "turnpike_controller_netcheck_regions_total";
+const SHARED: &str = "turnpike_controller_measured_networks_shared_total";
 const GRPC_CALLS: &str = "turnpike_controller_grpc_calls_total";
 const GRPC_SECONDS: &str = "turnpike_controller_grpc_call_seconds";
 const GRPC_IN_FLIGHT: &str = "turnpike_controller_grpc_calls_in_flight";
@@ -66,6 +67,7 @@ pub fn describe() {
     describe_counter!(DISCOVERIES, "Discovery answers, by outcome (answered, no_relay)");
     describe_counter!(DNS, "DNS answers, by outcome (answered, empty, no_such_name, refused, limited)");
     describe_counter!(NETCHECKS, "Round trips to regions that clients have measured and reported");
+    describe_counter!(SHARED, "Measured networks shared between replicas, by outcome (told, lost, taken)");
     describe_counter!(GRPC_CALLS, "gRPC calls and streams ended, by method and status code");
     describe_histogram!(GRPC_SECONDS, Unit::Seconds, "Duration of gRPC calls and streams, by method");
     describe_gauge!(GRPC_IN_FLIGHT, "gRPC calls and streams under way");
@@ -148,6 +150,11 @@ pub fn dns(outcome: &'static str) {
 /// A client has reported its round trips to so many regions.
 pub fn netcheck(regions: usize) {
     counter!(NETCHECKS).increment(regions as u64);
+}
+
+/// Measured networks were written to the store (`told`), or not (`lost`), or read from it (`taken`).
+pub fn shared(outcome: &'static str, networks: usize) {
+    counter!(SHARED, "outcome" => outcome).increment(networks as u64);
 }
 
 /// A gRPC call or stream has ended. `method` is of a closed set.

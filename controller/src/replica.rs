@@ -20,6 +20,7 @@ use crate::keys::{KeyOptions, Keys, Steward};
 use crate::metrics;
 use crate::presence::{Presence, StoreHealth};
 use crate::push::{Push, PushOptions};
+use crate::sharing::Sharing;
 use crate::steering::Steering;
 use crate::store::{Store, StoreError, StoreStatus};
 use crate::sweeper::Sweeper;
@@ -63,6 +64,7 @@ pub struct Replica {
     /// Packets a second of every node.
     rates: Mutex<Rates>,
     _sweeper: Sweeper,
+    _sharing: Sharing,
     _tasks: JoinSet<()>,
 }
 
@@ -84,7 +86,9 @@ impl Replica {
         }
         let push = Push::start(fleet.clone(), PushOptions::with_lease(settings.lease));
         let terms = Arc::new(settings.terms.clone());
-        let steering = Steering::new(terms.clone(), settings.geo.clone(), getrandom::u64().unwrap_or_default());
+        let seed = getrandom::u64().unwrap_or_default();
+        let steering = Arc::new(Steering::new(terms.clone(), settings.geo.clone(), seed));
+        let sharing = Sharing::start(store.clone(), steering.clone());
         let mut tasks = JoinSet::new();
         if let Some(geo) = settings.geo.clone() {
             tasks.spawn(geo.follow());
@@ -115,6 +119,7 @@ impl Replica {
             presence,
             rates: Mutex::default(),
             _sweeper: sweeper,
+            _sharing: sharing,
             _tasks: tasks,
         })
     }

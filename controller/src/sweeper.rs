@@ -13,6 +13,7 @@ use crate::allocations::{PREFIX, open, parse_key};
 use crate::fleet::{FleetView, Snapshot, unix_ms};
 use crate::keys::Keys;
 use crate::leader::{self, Leadership, Terms};
+use crate::sharing;
 use crate::store::{Entry, Guard, MAX_OPS, MAX_PAGE, Op, Store, StoreError};
 use crate::usage::{self, Retention, Swept};
 
@@ -86,6 +87,10 @@ async fn sweep_for_ever(
             match usage::sweep_ledger(&*store, &leadership, retention, unix_ms()).await {
                 Ok(Swept { entries }) => tracing::debug!(entries, "old entries of the ledger were forgotten"),
                 Err(error) => tracing::warn!(%error, "the sweep of the ledger stopped; the next one goes on"),
+            }
+            match sharing::sweep(&*store, &leadership, unix_ms()).await {
+                Ok(networks) => tracing::debug!(networks, "old measurements were forgotten"),
+                Err(error) => tracing::warn!(%error, "the sweep of measurements stopped; the next one goes on"),
             }
         }
         turn += 1;
