@@ -12,6 +12,7 @@ mod local;
 mod misuse;
 mod nat;
 mod nat_kinds;
+mod nat_page;
 mod nearest;
 mod outage;
 mod port443;

@@ -222,7 +222,7 @@ impl Page {
         Ok(STANDARD.decode(shot["data"].as_str().context("no picture")?)?)
     }
 
-    async fn call(&self, method: &str, params: Value) -> Result<Value> {
+    pub(crate) async fn call(&self, method: &str, params: Value) -> Result<Value> {
         self.connection.call(Some(&self.session), method, params).await
     }
 }

@@ -15,6 +15,7 @@ pub mod etcd;
 pub mod etcd_cluster;
 pub mod flood;
 pub mod follow;
+pub mod hands;
 pub mod janus;
 pub mod lab;
 pub mod partition;

@@ -184,7 +184,13 @@ const testConnection = async () => {
   }
 };
 
-const drawNetwork = ({ headline, sentences, seen, ways, regions }) => {
+/** How a NAT maps (RFC 4787), for people. */
+const MAPPINGS = {
+  "endpoint-independent": "the same outside port for every destination",
+  "address-dependent": "another outside port for each destination",
+};
+
+const drawNetwork = ({ headline, sentences, mapping, seen, ways, regions }) => {
   text(byId("network-headline"), headline);
   text(byId("network-advice"), sentences.join(" "));
   // Relays are tried one by one; what reaches one of them gets through.
@@ -196,6 +202,7 @@ const drawNetwork = ({ headline, sentences, seen, ways, regions }) => {
   const outside = [...new Set(seen.map(({ address, port }) => `${address}:${port}`))];
   fields("network-ways", [
     ...(outside.length ? [["Seen from outside as", outside.join(", ")]] : []),
+    ...(MAPPINGS[mapping] ? [["Mapping", `${MAPPINGS[mapping]} (${mapping})`]] : []),
     ...[...through].map(([name, works]) => [name, works ? "gets through" : name.startsWith("TLS") ? "blocked, or not trusted" : "blocked"]),
   ]);
   const nearest = [...regions].sort((a, b) => (a.rttMs ?? Infinity) - (b.rttMs ?? Infinity));
