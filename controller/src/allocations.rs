@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
+use turn_core::text::escape;
 use turn_core::{AllocationId, KeyRing, Record, credential};
 
 use self::index::Index;
@@ -56,6 +57,8 @@ pub struct Filter {
     pub region: Option<String>,
     /// Of this user: the whole USERNAME, or what quota counts of it.
     pub user: Option<Vec<u8>>,
+    /// With this in its node, USERNAME, client or relayed addresses as people are shown them; in lower case.
+    pub text: Option<String>,
 }
 
 /// An allocation and where it is.
@@ -301,5 +304,17 @@ pub(crate) fn open(entry: &Entry, keys: &KeyRing) -> Option<Record> {
 fn matches(filter: &Filter, found: &Found) -> bool {
     let username = found.record.username.as_slice();
     let of_user = |user: &Vec<u8>| username == user.as_slice() || credential::quota_key(username) == user.as_slice();
-    filter.region.as_ref().is_none_or(|region| *region == found.region) && filter.user.as_ref().is_none_or(of_user)
+    filter.region.as_ref().is_none_or(|region| *region == found.region)
+        && filter.user.as_ref().is_none_or(of_user)
+        && filter.text.as_ref().is_none_or(|text| contains(found, text))
+}
+
+fn contains(found: &Found, text: &str) -> bool {
+    let Found { record, node_id, region } = found;
+    let has = |shown: &str| shown.to_lowercase().contains(text);
+    has(node_id)
+        || has(region)
+        || has(&escape(&record.username))
+        || has(&record.five_tuple.client.to_string())
+        || record.relayed.iter().any(|relayed| has(&relayed.advertised.to_string()))
 }

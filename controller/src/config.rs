@@ -36,6 +36,7 @@ struct Config {
     rest_secrets: Vec<String>,
     static_users: Vec<StaticUser>,
     api_keys: Vec<String>,
+    console_keys: Vec<ConsoleKey>,
     credential_ttl: u32,
     cors_origins: Vec<String>,
     distances: Vec<Distance>,
@@ -51,6 +52,7 @@ struct Config {
     overload: OverloadConfig,
     log: String,
     log_format: LogFormat,
+    otlp_endpoint: Option<String>,
 }
 
 impl Default for Config {
@@ -66,6 +68,7 @@ impl Default for Config {
             rest_secrets: Vec::new(),
             static_users: Vec::new(),
             api_keys: Vec::new(),
+            console_keys: Vec::new(),
             credential_ttl: 86_400,
             cors_origins: vec!["*".to_owned()],
             distances: Vec::new(),
@@ -81,6 +84,7 @@ impl Default for Config {
             overload: OverloadConfig::default(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
         }
     }
 }
@@ -199,6 +203,30 @@ pub struct StaticUser {
     pub password: String,
 }
 
+/// A person at the console, who signs in with a key.
+#[derive(Clone, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleKey {
+    /// Who it is, in the audit log; see [`is_name`].
+    pub name: String,
+    /// What the holder may do.
+    pub role: ConsoleRole,
+    /// 16 to 256 bytes.
+    pub key: String,
+}
+
+/// What a person at the console may do, as with a certificate of that role.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleRole {
+    /// Look.
+    Viewer,
+    /// Drain, uncordon and end allocations too.
+    Operator,
+    /// The same: what only an admin may do, the console does not offer.
+    Admin,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
@@ -230,6 +258,8 @@ pub struct Settings {
     pub static_users: Vec<StaticUser>,
     /// Keys that open HTTP discovery and the console; empty leaves them open to all.
     pub api_keys: Vec<String>,
+    /// People who may do more at the console than look.
+    pub console_keys: Vec<ConsoleKey>,
     /// Life of a credential where none is asked for.
     pub credential_ttl: Duration,
     /// Origins whose pages may ask; `*` is all.
@@ -256,6 +286,8 @@ pub struct Settings {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where traces go, `http://HOST:PORT` of an OTLP collector (gRPC); else what `OTEL_EXPORTER_OTLP_ENDPOINT` says.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// PEM files of a TLS side that authenticates itself and its peers.
@@ -378,6 +410,7 @@ impl TryFrom<Config> for Settings {
             rest_secrets: config.rest_secrets,
             static_users: config.static_users,
             api_keys: config.api_keys,
+            console_keys: config.console_keys,
             credential_ttl: Duration::from_secs(u64::from(config.credential_ttl)),
             cors_origins: config.cors_origins,
             user_quota: config.user_quota,
@@ -386,6 +419,7 @@ impl TryFrom<Config> for Settings {
             retention: retention(&config.usage)?,
             log: config.log,
             log_format: config.log_format,
+            otlp_endpoint: config.otlp_endpoint,
         })
     }
 }
@@ -475,6 +509,18 @@ fn check_secrets(config: &Config) -> Result<(), ConfigError> {
         for (i, secret) in list.iter().enumerate() {
             check((1..=256).contains(&secret.len()), format!("{key}[{i}]"), "must be 1 to 256 bytes")?;
         }
+    }
+    let mut people = BTreeSet::new();
+    for (i, person) in config.console_keys.iter().enumerate() {
+        let key = |field: &str| format!("console_keys[{i}].{field}");
+        check(is_name(&person.name), key("name"), "must be 1 to 63 of A-Z a-z 0-9 . _ -")?;
+        check(
+            (16..=256).contains(&person.key.len()),
+            key("key"),
+            "must be 16 to 256 bytes; `openssl rand -hex 32` makes one",
+        )?;
+        check(!config.api_keys.contains(&person.key), key("key"), "is an API key too, which programs have")?;
+        check(people.insert(&person.key), key("key"), "is there twice")?;
     }
     let mut names = BTreeSet::new();
     for (i, user) in config.static_users.iter().enumerate() {

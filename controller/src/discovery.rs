@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tracing::debug_span;
 use turn_core::credential;
+use turnpike_proto::trace::TARGET;
 
 use crate::fleet::FleetView;
 use crate::keys::Keys;
 use crate::metrics;
-use crate::steering::{Choice, Explanation, Query, Steering, Target};
+use crate::steering::{Choice, Explanation, Place, Query, Steering, Target};
 
 /// Longest life of a credential that may be asked for: a month.
 pub const MAX_TTL: Duration = Duration::from_secs(30 * 86_400);
@@ -63,6 +65,11 @@ impl Discovery {
         Self { fleet, steering, keys, default_ttl }
     }
 
+    /// Where a region is, if the configuration says so.
+    pub fn place(&self, region: &str) -> Option<Place> {
+        self.steering.terms().places.get(region).copied()
+    }
+
     /// REALM of the cluster.
     pub fn realm(&self) -> String {
         self.keys.current().message.realm.clone()
@@ -78,8 +85,9 @@ impl Discovery {
         user: &[u8],
         ttl: Option<Duration>,
     ) -> Result<(Choice, Credential), DiscoveryError> {
-        let credential = self.credential(user, ttl)?;
-        let choice = self.steering.choose(&self.fleet.snapshot(), query);
+        let credential = debug_span!(target: TARGET, "mint").in_scope(|| self.credential(user, ttl))?;
+        let choose = || self.steering.choose(&self.fleet.snapshot(), query);
+        let choice = debug_span!(target: TARGET, "choose").in_scope(choose);
         metrics::discovery(!choice.relays.is_empty());
         tracing::debug!(?choice, "discovery");
         match choice.refusal {

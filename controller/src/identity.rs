@@ -152,7 +152,7 @@ pub fn require<T>(request: &Request<T>, needed: Role) -> Result<Identity, Status
         return Ok(identity);
     }
     let role = identity.role;
-    Err(Status::permission_denied(format!("this needs a certificate of role {needed}; yours is of role {role}")))
+    Err(Status::permission_denied(format!("this needs the role {needed}; yours is {role}")))
 }
 
 #[cfg(test)]

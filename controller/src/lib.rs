@@ -2,6 +2,7 @@
 
 pub mod allocations;
 pub mod api;
+pub mod audit;
 pub mod config;
 pub mod discovery;
 pub mod dns;

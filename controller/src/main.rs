@@ -14,11 +14,14 @@ use controller::health::Health;
 use controller::replica::Opener;
 use controller::server::tls::ServerTls;
 use controller::server::{self, Limits};
-use controller::{api, config, metrics, replica};
+use controller::{api, audit, config, metrics, replica};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt};
+use turnpike_proto::trace::{self, Exporter};
 
 /// sysexits.h: something is wrong with the configuration.
 const EX_CONFIG: u8 = 78;
@@ -34,8 +37,15 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stdout(), "the configuration is good");
         return ExitCode::SUCCESS;
     }
-    start_logging(&settings);
-    match run(settings, tls, opener) {
+    let traces = match start_logging(&settings) {
+        Ok(traces) => traces,
+        Err(error) => return fail(&error, EX_CONFIG),
+    };
+    let ended = run(settings, tls, opener);
+    if let Some(traces) = traces {
+        traces.shut_down();
+    }
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format_args!("{error:#}"), 1),
     }
@@ -54,14 +64,26 @@ fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn start_logging(settings: &Settings) {
-    let filter = EnvFilter::new(&settings.log);
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_env_filter(filter);
-    match settings.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+fn start_logging(settings: &Settings) -> Result<Option<Exporter>, ConfigError> {
+    let exporter = trace::endpoint(settings.otlp_endpoint.as_deref())
+        .map(|endpoint| Exporter::start(&endpoint, "turnpike-controller", env!("CARGO_PKG_VERSION"), &settings.id))
+        .transpose()
+        .map_err(|error| ConfigError::new("otlp_endpoint", error.to_string()))?;
+    let mut filter = EnvFilter::new(&settings.log);
+    // Who changed what is said whatever else is not, unless it is spoken of.
+    if !settings.log.contains(audit::TARGET)
+        && let Ok(always) = format!("{}=info", audit::TARGET).parse()
+    {
+        filter = filter.add_directive(always);
     }
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    let registry = tracing_subscriber::registry().with(exporter.as_ref().map(Exporter::layer::<Registry>));
+    match settings.log_format {
+        LogFormat::Text => registry.with(lines.with_filter(filter)).init(),
+        LogFormat::Json => registry.with(lines.json().with_filter(filter)).init(),
+    }
+    Ok(exporter)
 }
 
 #[tokio::main]

@@ -32,6 +32,7 @@ const HTTP_SECONDS: &str = "turnpike_controller_http_request_seconds";
 const WATCHERS: &str = "turnpike_controller_watchers";
 const WATCHERS_BEHIND: &str = "turnpike_controller_watchers_behind_total";
 const RELAY_EVENTS: &str = "turnpike_controller_relay_events_total";
+const ADMIN_ACTIONS: &str = "turnpike_controller_admin_actions_total";
 const CONNECTIONS: &str = "turnpike_controller_connections";
 const HANDSHAKES: &str = "turnpike_controller_tls_handshakes_total";
 const REFUSED: &str = "turnpike_controller_connections_refused_total";
@@ -76,6 +77,10 @@ pub fn describe() {
     describe_gauge!(WATCHERS, "Open streams of relay events (Steering.Watch and /v1/events)");
     describe_counter!(WATCHERS_BEHIND, "Watchers that fell behind and were told the state anew");
     describe_counter!(RELAY_EVENTS, "Relay events told to watchers, by kind");
+    describe_counter!(
+        ADMIN_ACTIONS,
+        "Calls that change the cluster, by action and outcome (done, denied, failed, unknown)"
+    );
     describe_gauge!(CONNECTIONS, "Open client connections, by listener (grpc, http)");
     describe_counter!(HANDSHAKES, "TLS handshakes of the gRPC listener, by outcome (ok, failed, timeout)");
     describe_counter!(REFUSED, "Connections closed at once because too many are open or shaking hands, by listener");
@@ -167,6 +172,11 @@ pub fn grpc_call(method: &'static str, code: Code, took: Duration) {
 pub fn http_request(route: String, status: u16, took: Duration) {
     counter!(HTTP_REQUESTS, "route" => route.clone(), "status" => status.to_string()).increment(1);
     histogram!(HTTP_SECONDS, "route" => route).record(took.as_secs_f64());
+}
+
+/// A call that changes the cluster has ended. Both are of closed sets.
+pub fn admin_action(action: &str, outcome: &'static str) {
+    counter!(ADMIN_ACTIONS, "action" => action.to_owned(), "outcome" => outcome).increment(1);
 }
 
 /// A TLS handshake has ended: `ok`, `failed` or `timeout`.

@@ -13,7 +13,8 @@ use crate::allocations::Allocations;
 use crate::api::Limiter;
 use crate::api::fleet::{FleetOptions, FleetService};
 use crate::api::view::{NodeJson, Rates};
-use crate::config::{Settings, StoreSettings};
+use crate::audit::Audit;
+use crate::config::{ConsoleKey, Settings, StoreSettings};
 use crate::discovery::Discovery;
 use crate::fleet::{FleetView, ViewOptions, unix_ms};
 use crate::keys::{KeyOptions, Keys, Steward};
@@ -52,8 +53,12 @@ pub struct Replica {
     pub push: Push,
     /// Discovery over the fleet.
     pub discovery: Discovery,
+    /// What was done to the cluster, and who did it.
+    pub audit: Audit,
     /// Keys that open HTTP discovery and the console; empty leaves them open to all.
     pub api_keys: Vec<String>,
+    /// People who may do more at the console than look.
+    pub console_keys: Vec<ConsoleKey>,
     /// How often HTTP discovery is answered.
     pub limiter: Limiter,
     /// Proxies whose word about a client's address is taken.
@@ -101,6 +106,7 @@ impl Replica {
         let sweeper =
             Sweeper::start(store.clone(), fleet.clone(), keys.clone(), settings.id.clone(), settings.retention);
         let presence = Presence::start(store.clone(), fleet.clone(), &settings.id, settings.lease);
+        let audit = Audit::start(store.clone(), &settings.id);
         Ok(Self {
             id: settings.id.clone(),
             store,
@@ -112,7 +118,9 @@ impl Replica {
             relays,
             push,
             discovery,
+            audit,
             api_keys: settings.api_keys.clone(),
+            console_keys: settings.console_keys.clone(),
             limiter: Limiter::new(settings.rates, settings.api_keys.len()),
             trusted_proxies: settings.trusted_proxies.clone(),
             started: Instant::now(),

@@ -1,10 +1,7 @@
 //! gRPC over real mTLS: who may do what, and what operators are told.
 
-#[path = "../../relay-node/turn-core/tests/support/sample.rs"]
-mod sample;
 mod site;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -20,13 +17,13 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use turn_core::{AllocationId, FiveTuple, PeerAddr, Record, credential};
+use turn_core::{PeerAddr, credential};
 use turnpike_proto::v1;
 use turnpike_proto::v1::admin_client::AdminClient;
 use turnpike_proto::v1::fleet_client::FleetClient;
 use turnpike_proto::v1::steering_client::SteeringClient;
 
-use self::site::{Pki, Site, node};
+use self::site::{Pki, Site, channel, id, node, record, save, store};
 
 #[tokio::test]
 async fn roles_are_kept() -> Result<()> {
@@ -42,7 +39,7 @@ async fn roles_are_kept() -> Result<()> {
         let id = || "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
         /// Call, roles that may, the role a refusal names, what came back.
         type Answer<'a> = (&'a str, &'a [&'a str], &'a str, Result<(), Status>);
-        let answers: [Answer<'_>; 16] = [
+        let answers: [Answer<'_>; 17] = [
             ("Status", reads, "viewer", admin.status(v1::StatusRequest {}).await.map(drop)),
             ("ListNodes", reads, "viewer", admin.list_nodes(v1::ListNodesRequest::default()).await.map(drop)),
             (
@@ -57,6 +54,7 @@ async fn roles_are_kept() -> Result<()> {
                 "viewer",
                 admin.get_allocation(v1::GetAllocationRequest { id: id() }).await.map(drop),
             ),
+            ("ListAudit", reads, "viewer", admin.list_audit(v1::ListAuditRequest::default()).await.map(drop)),
             ("ListUsage", reads, "viewer", admin.list_usage(v1::ListUsageRequest::default()).await.map(drop)),
             ("Events", reads, "viewer", admin.events(v1::EventsRequest {}).await.map(drop)),
             ("Regions", reads, "viewer", steering.regions(v1::RegionsRequest {}).await.map(drop)),
@@ -468,49 +466,6 @@ async fn the_newest_allocations_come_first() -> Result<()> {
     assert_eq!((&shown["permissions"], &shown["channels"]), (&1.into(), &1.into()));
     assert!((599..=600).contains(&shown["expires_s"].as_u64().context("a number")?), "{shown}");
     Ok(())
-}
-
-fn id(n: u8) -> AllocationId {
-    let mut bytes = [0; 16];
-    bytes[5] = n;
-    AllocationId(bytes)
-}
-
-/// Stores a record as the relay at 198.51.100.`relay` would.
-async fn store(site: &Site, relay: u8, n: u8, username: &[u8]) -> Result<()> {
-    save(site, &record(relay, n, username)?).await
-}
-
-async fn save(site: &Site, record: &Record) -> Result<()> {
-    let sealed = record.seal(&site.replica().keys.current().record_keys);
-    let key = format!("allocations/{}/{}", record.relay_address, record.id.to_text());
-    assert!(site.store.transact(Vec::new(), vec![Op::Put { key, value: sealed, lease: None }]).await?);
-    Ok(())
-}
-
-fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
-    let relayed = SocketAddr::from(([198, 51, 100, relay], 50_000 + u16::from(n)));
-    let now = unix_ms();
-    let peer: SocketAddr = "192.0.2.9:9".parse()?;
-    let record = sample::record(id(n), relayed, now);
-    let five_tuple = FiveTuple { client: "203.0.113.7:5000".parse()?, ..record.five_tuple };
-    Ok(Record {
-        epoch: 7,
-        five_tuple,
-        username: username.to_vec(),
-        permissions: vec![(peer.ip(), now + 300_000)],
-        channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
-        ..record
-    })
-}
-
-async fn channel(site: &Site, role: &str) -> Result<Channel> {
-    let (certificate, key) = site.pki.issue(role, "me")?;
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(site.pki.ca()?))
-        .identity(Identity::from_pem(certificate, key))
-        .domain_name("controller.turnpike");
-    Ok(Channel::from_shared(format!("https://{}", site.grpc))?.tls_config(tls)?.connect().await?)
 }
 
 #[tokio::test]

@@ -288,7 +288,7 @@ async fn the_console_is_told_each_second() -> Result<()> {
     let first = pictures.next().await?;
     assert_eq!(first["controller"]["id"], "c1");
     assert_eq!(first["controller"]["store"], "embedded");
-    assert_eq!(first["regions"], json!([{ "name": "eu", "nodes": 1, "healthy": 0, "allocations": 3 }]));
+    assert_eq!(first["regions"], json!([{ "name": "eu", "nodes": 1, "healthy": 0, "allocations": 3, "place": null }]));
     let shown = &first["nodes"][0];
     assert_eq!(shown["state"], "overloaded");
     assert_eq!(shown["reason"], "busiest worker at 91 %");

@@ -504,7 +504,7 @@ mod on_any_store {
         assert_eq!(replica.allocations.count(), 50);
         let of = |node: &str, region: &str, user: &str| {
             let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            Filter { node_id: some(node), region: some(region), user: some(user).map(String::into_bytes) }
+            Filter { node_id: some(node), region: some(region), user: some(user).map(String::into_bytes), text: None }
         };
         let cases = [
             ("all", of("", "", ""), 50),

@@ -1,7 +1,11 @@
 // From a snapshot to the page. Elements are kept by key and changed in place, so focus and scrolling survive.
+import { askToDrain, askToEnd, uncordon } from "./acting.js";
+import { ask } from "./api.js";
+import { offerRegions } from "./explain.js";
 import { bitrate, clock, count, duration, person, plural } from "./format.js";
 import { keyed, part, text } from "./keyed.js";
-import { drawMesh } from "./mesh.js";
+import { drawMap } from "./map.js";
+import { mayNot, onSession, session } from "./session.js";
 import { History, spark } from "./spark.js";
 
 /** Seconds of history behind each sparkline. */
@@ -25,8 +29,8 @@ const STATES = {
   lost: "bad",
 };
 
-/** Says that the controller is away since `lastSnapshotAt` (Unix ms, 0 for never), or back (`null`). */
-export const away = (lastSnapshotAt) => {
+/** Says that the controller is away since `lastSnapshotAt` (Unix ms, 0 for never), or back (`null`); `why` instead of the usual. */
+export const away = (lastSnapshotAt, why) => {
   const live = byId("live");
   const banner = byId("away");
   banner.hidden = lastSnapshotAt === null;
@@ -35,8 +39,12 @@ export const away = (lastSnapshotAt) => {
     live.dataset.tone = "good";
     return;
   }
-  text(live, "reconnecting");
+  text(live, why ? "signed out" : "reconnecting");
   live.dataset.tone = "warn";
+  if (why) {
+    text(banner, why);
+    return;
+  }
   const age = lastSnapshotAt ? `What you see is ${duration((Date.now() - lastSnapshotAt) / 1000)} old.` : "";
   text(banner, `The controller does not answer; trying again. Calls go on without it. ${age}`);
 };
@@ -53,9 +61,13 @@ export const render = (snapshot) => {
   if (fresh) remember(nodes, snapshot.allocations ?? []);
   drawTotals(nodes, snapshot.regions ?? []);
   drawRegions(nodes, snapshot.regions ?? []);
-  byId("mesh").hidden = !drawMesh(byId("mesh-map"), nodes);
+  // Shown before it is measured: what is hidden has no width.
+  byId("mesh").hidden = false;
+  byId("mesh").hidden = !drawMap(nodes, snapshot.regions ?? []);
+  offerRegions([...new Set(nodes.map((node) => node.region))].sort());
   drawEvents(snapshot.events ?? []);
-  drawAllocations(snapshot.allocations ?? [], sum(nodes, "allocations"));
+  drawActions(snapshot.actions ?? []);
+  drawAllocations();
 };
 
 const sum = (nodes, field) => nodes.reduce((total, node) => total + (node[field] ?? 0), 0);
@@ -124,6 +136,7 @@ const newRelay = () =>
     <div class="load"><span>CPU</span><div class="track" data-part="track" role="meter" aria-label="CPU of the busiest worker" aria-valuemin="0" aria-valuemax="100"><i data-part="fill"></i></div><span data-part="cpu"></span></div>
     <div class="load" data-part="drain" hidden><span data-part="drain-what"></span><div class="track" data-part="drain-track" role="meter" aria-label="Time of the drain that has passed" aria-valuemin="0" aria-valuemax="100"><i data-part="drain-fill"></i></div><span data-part="drain-left"></span></div>
     <footer data-part="footer"></footer>
+    <p class="act"><button type="button" class="plain" data-part="act" aria-describedby="may-not"></button></p>
   </article>`);
 
 const drawRelay = (element, node) => {
@@ -147,8 +160,20 @@ const drawRelay = (element, node) => {
   text(part(element, "cpu"), `${percent.toFixed(0)} %`);
   part(element, "journal").hidden = !node.journal_failed;
   drawDrain(element, node);
+  drawAct(element, node);
   const place = node.zone ? `zone ${node.zone} · ` : "";
   text(part(element, "footer"), `${place}epoch ${node.epoch ?? "–"} · version ${node.version ?? "–"} · heard ${ago(node.last_report_ms_ago)}`);
+};
+
+/** The button that drains the relay or takes that back; off, and why, for those who may only look. */
+const drawAct = (element, node) => {
+  const button = part(element, "act");
+  const cordoned = node.drain !== null && node.drain !== undefined;
+  text(button, cordoned ? "Uncordon" : "Drain…");
+  button.setAttribute("aria-label", cordoned ? `Uncordon ${node.id}` : `Drain ${node.id}`);
+  button.title = mayNot();
+  button.disabled = !session.may_act;
+  button.onclick = () => (cordoned ? uncordon(node) : askToDrain(node));
 };
 
 /** How far a drain has come: what is left, by transport, and how much of its time has passed. */
@@ -206,22 +231,66 @@ const drawEvents = (events) => {
   });
 };
 
-const CELLS = ["User", "Relay", "Client", "Relayed address", "Permissions", "Channels", "Age", "Expires in"];
+/** `revoke_allocation` as people say it: what one did, and what one could not do. */
+const VERBS = {
+  drain: ["drained", "drain"],
+  uncordon: ["uncordoned", "uncordon"],
+  revoke_allocation: ["ended allocation", "end allocation"],
+  rotate_keys: ["rotated", "rotate"],
+  retire_key: ["retired key", "retire key"],
+  revoke_relay: ["revoked relay", "revoke relay"],
+  reinstate_relay: ["reinstated relay", "reinstate relay"],
+};
+const OUTCOMES = { done: "", denied: "bad", failed: "warn", unknown: "warn" };
 
-const drawAllocations = (allocations, total) => {
-  const wanted = byId("filter").value.trim().toLowerCase();
-  const matches = (row) => !wanted || [row.user, row.node, row.client, row.relayed, row.transport].some((value) => String(value ?? "").toLowerCase().includes(wanted));
-  const found = allocations.filter(matches).sort((a, b) => (a.age_s ?? 0) - (b.age_s ?? 0) || (a.id < b.id ? -1 : 1));
-  const rows = found.slice(0, MAX_ROWS);
-  const known = Math.max(total, allocations.length);
-  const notes = [];
-  if (wanted) notes.push(`${count(found.length)} of ${count(allocations.length)} match`);
-  if (known > rows.length && !wanted) notes.push(`${count(rows.length)} of ${count(known)} shown`);
-  text(byId("allocations-note"), notes.join(" · "));
+/** The audit log: what was done, by whom, and what was only tried. */
+const drawActions = (actions) => {
+  byId("no-actions").hidden = actions.length > 0;
+  byId("actions").hidden = actions.length === 0;
+  const seen = new Map();
+  const rows = actions.map((action) => {
+    const base = `${action.at} ${action.controller} ${action.action} ${action.on}`;
+    seen.set(base, (seen.get(base) ?? 0) + 1);
+    return [`${base} ${seen.get(base)}`, action];
+  });
+  keyed(byId("actions"), rows, ([k]) => k, () => make(`<li><time data-part="at"></time><span><strong data-part="caller"></strong> <span data-part="what"></span></span><span class="detail" data-part="detail"></span></li>`), (element, [, action]) => {
+    element.dataset.tone = OUTCOMES[action.outcome] ?? "";
+    const at = part(element, "at");
+    at.dateTime = new Date(action.at).toISOString();
+    at.title = new Date(action.at).toLocaleString("en-GB");
+    text(at, clock(action.at));
+    text(part(element, "caller"), action.caller);
+    const [did, verb] = VERBS[action.action] ?? [action.action, action.action];
+    const how = { done: did, denied: `may not ${verb}`, failed: `could not ${verb}`, unknown: `did not wait for the end of: ${verb}` }[action.outcome] ?? verb;
+    text(part(element, "what"), `${how} ${action.on}`);
+    text(part(element, "detail"), [action.detail, `by ${action.via} at ${action.controller}`].filter(Boolean).join(" · "));
+  });
+};
+
+const CELLS = ["User", "Relay", "Client", "Relayed address", "Permissions", "Channels", "Age", "Expires in", "Act"];
+/** A search is asked for once nobody has typed for this long, and again each this long while it is shown. */
+const TYPING_MS = 250;
+const AGAIN_MS = 2000;
+
+/** What a search has found: `{ wanted, allocations, more, problem }`; `null` while nothing is searched. */
+let found = null;
+
+const drawAllocations = () => {
+  if (!shown) return;
+  const nodes = shown.nodes ?? [];
+  const newest = shown.allocations ?? [];
+  const all = found ? found.allocations : newest;
+  const sorted = [...all].sort((a, b) => (a.age_s ?? 0) - (b.age_s ?? 0) || (a.id < b.id ? -1 : 1));
+  const rows = sorted.slice(0, MAX_ROWS);
+  const known = Math.max(sum(nodes, "allocations"), newest.length);
+  let note = "";
+  if (found) note = found.problem ?? `${count(all.length)} found${found.more ? ", there may be more: say more of it" : ""}`;
+  else if (known > rows.length) note = `${count(rows.length)} of ${count(known)} shown, the newest`;
+  text(byId("allocations-note"), note);
   const empty = byId("no-allocations");
   empty.hidden = rows.length > 0;
   byId("allocations").closest("table").hidden = rows.length === 0;
-  text(empty, wanted && allocations.length ? "No allocation matches the filter." : "No allocation is open. Start a call, or run turnctl probe, and it shows up here within a second.");
+  text(empty, found ? "No allocation has this in its user, relay, client, address or id." : "No allocation is open. Start a call, or run turnctl probe, and it shows up here within a second.");
   keyed(byId("allocations"), rows, (row) => `${row.node} ${row.id}`, newRow, drawRow);
 };
 
@@ -232,12 +301,16 @@ const newRow = () => {
     cell.dataset.name = name;
     if (["Permissions", "Channels", "Age", "Expires in"].includes(name)) cell.className = "number";
     if (["Client", "Relayed address"].includes(name)) cell.className = "mono";
+    if (name === "Act") {
+      cell.dataset.only = "actors";
+      cell.append(make(`<button type="button" class="plain slight">End…</button>`));
+    }
   }
   return row;
 };
 
 const drawRow = (row, allocation) => {
-  const [user, relay, client, relayed, permissions, channels, age, expires] = row.cells;
+  const [user, relay, client, relayed, permissions, channels, age, expires, act] = row.cells;
   text(user, person(allocation.user));
   user.title = allocation.user ?? "";
   text(relay, allocation.node);
@@ -247,6 +320,42 @@ const drawRow = (row, allocation) => {
   text(channels, count(allocation.channels));
   text(age, duration(allocation.age_s));
   text(expires, duration(allocation.expires_s));
+  const end = act.firstElementChild;
+  end.setAttribute("aria-label", `End the allocation of ${person(allocation.user)} on ${allocation.node}`);
+  end.onclick = () => askToEnd(allocation);
 };
 
-byId("filter").addEventListener("input", () => shown && render(shown));
+/** Asks the controller for allocations that contain what was typed, and keeps asking while it stands there. */
+export const startSearching = () => {
+  const field = byId("filter");
+  let timer = 0;
+  let running = new AbortController();
+  const search = async () => {
+    running.abort();
+    running = new AbortController();
+    const { signal } = running;
+    const wanted = field.value.trim();
+    if (!wanted) {
+      found = null;
+      drawAllocations();
+      return;
+    }
+    try {
+      const { allocations, more } = await ask("/v1/console/allocations", { search: wanted }, { signal });
+      if (signal.aborted) return;
+      found = { wanted, allocations, more };
+    } catch (error) {
+      if (signal.aborted) return;
+      found = { wanted, allocations: found?.allocations ?? [], more: false, problem: error.message };
+    }
+    drawAllocations();
+    timer = setTimeout(search, AGAIN_MS);
+  };
+  field.addEventListener("input", () => {
+    clearTimeout(timer);
+    running.abort();
+    timer = setTimeout(search, TYPING_MS);
+  });
+};
+
+onSession(() => shown && render(shown));

@@ -1,4 +1,7 @@
-//! The gRPC contracts of Turnpike, generated from `proto/turnpike/v1/*.proto`.
+//! The gRPC contracts of Turnpike, generated from `proto/turnpike/v1/*.proto`, and how traces travel with its calls.
+
+#[cfg(feature = "trace")]
+pub mod trace;
 
 /// Version 1 of the contracts.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]

@@ -69,11 +69,21 @@ fn main() -> ExitCode {
         println!("ok: relay {} at {}", settings.node_id, settings.relay_address);
         return ExitCode::SUCCESS;
     }
-    log::start(&settings);
-    run(runtime, settings, told).unwrap_or_else(|error| {
+    let traces = match log::start(&settings) {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("relay-node: otlp_endpoint: {error}");
+            return EX_CONFIG.into();
+        }
+    };
+    let code = run(runtime, settings, told).unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
-    })
+    });
+    if let Some(traces) = traces {
+        traces.shut_down();
+    }
+    code
 }
 
 /// The threads of the control plane, which are never a worker's, and the signals.

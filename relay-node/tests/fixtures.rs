@@ -181,6 +181,7 @@ fn batch() -> v1::RecordBatch {
         sequence: 4,
         record: record(1, 8, 4).seal(&ring),
         ended: 0,
+        traceparent: String::new(),
     };
     let end = v1::RecordChange {
         allocation_id: vec![3; 16],
@@ -188,6 +189,7 @@ fn batch() -> v1::RecordBatch {
         sequence: 2,
         record: Vec::new(),
         ended: v1::EndReason::Revoked.into(),
+        traceparent: String::new(),
     };
     v1::RecordBatch { batch_id: 17, changes: vec![put, end] }
 }

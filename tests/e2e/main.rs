@@ -1,6 +1,7 @@
 //! The cluster from end to end: real binaries, real sockets, a real etcd, real NATs, real browsers.
 
 mod backbone;
+mod console;
 mod controllers;
 mod crossing;
 mod disaster;
@@ -23,6 +24,7 @@ mod rotation;
 mod standby;
 mod steering;
 mod store;
+mod traces;
 mod upgrade;
 mod usage;
 mod ways;

@@ -18,6 +18,7 @@ pub mod follow;
 pub mod hands;
 pub mod janus;
 pub mod lab;
+pub mod otlp;
 pub mod partition;
 pub mod peer;
 pub mod picture;

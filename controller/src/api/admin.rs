@@ -21,6 +21,7 @@ use turnpike_proto::v1::admin_server::Admin;
 use super::load;
 use super::view::reason;
 use crate::allocations::{AllocationChange, AllocationEvent, Allocations, Filter, Found, ListError};
+use crate::audit::{Action, Attempt, Outcome};
 use crate::fleet::{FleetChange, FleetEvent, NodeState, NodeView, Snapshot, unix_ms};
 use crate::identity::{Role, require};
 use crate::replica::Replica;
@@ -30,6 +31,9 @@ use crate::store::StoreError;
 /// A page ends once it is this long: callers refuse messages above 4 MiB, and records with hundreds of permissions
 /// would get there.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Admin actions in a list where nobody says how many.
+const DEFAULT_AUDIT: usize = 100;
 
 /// The service.
 #[derive(Clone)]
@@ -110,6 +114,7 @@ impl Admin for AdminService {
             node_id: Some(request.node_id).filter(|id| !id.is_empty()),
             region: Some(request.region).filter(|region| !region.is_empty()),
             user: Some(request.user).filter(|user| !user.is_empty()),
+            text: None,
         };
         let size = usize::try_from(request.page_size).unwrap_or(usize::MAX);
         let listed = self.replica.allocations.list(&filter, size, &request.page_token).await;
@@ -175,21 +180,29 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RevokeAllocationRequest>,
     ) -> Result<Response<v1::RevokeAllocationResponse>, Status> {
-        let caller = require(&request, Role::Operator)?;
-        let id = allocation_id(&request.into_inner().id)?;
-        if !self.replica.allocations.revoke(id).await.map_err(|error| refusal(&error))? {
-            return Err(not_found(id));
-        }
-        tracing::info!(%caller, allocation = id.to_text(), "an allocation is revoked");
-        Ok(Response::new(v1::RevokeAllocationResponse {}))
+        let attempt = self.begin(&request, "revoke_allocation", request.get_ref().id.clone(), String::new());
+        let answer = async {
+            require(&request, Role::Operator)?;
+            let id = allocation_id(&request.into_inner().id)?;
+            if !self.replica.allocations.revoke(id).await.map_err(|error| refusal(&error))? {
+                return Err(not_found(id));
+            }
+            Ok(Response::new(v1::RevokeAllocationResponse {}))
+        };
+        attempt.settle(answer.await)
     }
 
     async fn drain_nodes(
         &self,
         request: Request<v1::DrainNodesRequest>,
     ) -> Result<Response<v1::DrainNodesResponse>, Status> {
-        let caller = require(&request, Role::Operator)?;
-        drains::drain(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        let attempt =
+            self.begin(&request, "drain", request.get_ref().node_ids.join(" "), drains::wish(request.get_ref()));
+        let answer = async {
+            let caller = require(&request, Role::Operator)?;
+            drains::drain(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        };
+        attempt.settle(answer.await)
     }
 
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
@@ -201,24 +214,36 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RotateKeysRequest>,
     ) -> Result<Response<v1::RotateKeysResponse>, Status> {
-        let caller = require(&request, Role::Admin)?;
-        keys::rotate(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        let attempt = self.begin(&request, "rotate_keys", keys::rings(request.get_ref()), String::new());
+        let answer = async {
+            require(&request, Role::Admin)?;
+            keys::rotate(&self.replica, request.into_inner()).await.map(Response::new)
+        };
+        attempt.settle(answer.await)
     }
 
     async fn retire_key(
         &self,
         request: Request<v1::RetireKeyRequest>,
     ) -> Result<Response<v1::RetireKeyResponse>, Status> {
-        let caller = require(&request, Role::Admin)?;
-        keys::retire(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        let attempt = self.begin(&request, "retire_key", keys::named(request.get_ref()), String::new());
+        let answer = async {
+            require(&request, Role::Admin)?;
+            keys::retire(&self.replica, request.into_inner()).await.map(Response::new)
+        };
+        attempt.settle(answer.await)
     }
 
     async fn uncordon_nodes(
         &self,
         request: Request<v1::UncordonNodesRequest>,
     ) -> Result<Response<v1::UncordonNodesResponse>, Status> {
-        let caller = require(&request, Role::Operator)?;
-        drains::uncordon(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        let attempt = self.begin(&request, "uncordon", request.get_ref().node_ids.join(" "), String::new());
+        let answer = async {
+            require(&request, Role::Operator)?;
+            drains::uncordon(&self.replica, request.into_inner()).await.map(Response::new)
+        };
+        attempt.settle(answer.await)
     }
 
     async fn list_links(
@@ -233,20 +258,47 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RevokeRelayRequest>,
     ) -> Result<Response<v1::RevokeRelayResponse>, Status> {
-        let caller = require(&request, Role::Admin)?;
-        links::revoke(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        let revoked = request.get_ref();
+        let attempt =
+            self.begin(&request, "revoke_relay", revoked.node_id.clone(), links::certificates(&revoked.serial));
+        let answer = async {
+            let caller = require(&request, Role::Admin)?;
+            links::revoke(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        };
+        attempt.settle(answer.await)
     }
 
     async fn reinstate_relay(
         &self,
         request: Request<v1::ReinstateRelayRequest>,
     ) -> Result<Response<v1::ReinstateRelayResponse>, Status> {
-        let caller = require(&request, Role::Admin)?;
-        links::reinstate(&self.replica, &caller, request.into_inner()).await.map(Response::new)
+        let attempt = self.begin(&request, "reinstate_relay", request.get_ref().node_id.clone(), String::new());
+        let answer = async {
+            require(&request, Role::Admin)?;
+            links::reinstate(&self.replica, request.into_inner()).await.map(Response::new)
+        };
+        attempt.settle(answer.await)
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        require(&request, Role::Viewer)?;
+        let limit = match request.into_inner().limit {
+            0 => DEFAULT_AUDIT,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let actions = self.replica.audit.newest(limit).await.into_iter().map(action);
+        Ok(Response::new(v1::ListAuditResponse { actions: actions.collect() }))
     }
 }
 
 impl AdminService {
+    fn begin<T>(&self, request: &Request<T>, action: &'static str, on: String, detail: String) -> Attempt {
+        self.replica.audit.begin(request, action, on, detail)
+    }
+
     fn node(&self, node: &NodeView) -> v1::Node {
         let NodeView { record, epoch, load, drain } = node;
         let state = match node.state(self.replica.fleet.thresholds()) {
@@ -295,6 +347,25 @@ fn degraded(snapshot: &Snapshot, revision: u64) -> Vec<String> {
     let absent = snapshot.drains.keys().filter(|id| !snapshot.nodes.contains_key(*id));
     warnings.extend(absent.map(|id| format!("relay {id} is told to drain and is not there; uncordon it to forget it")));
     warnings
+}
+
+fn action(action: Action) -> v1::AuditAction {
+    let outcome = match action.outcome {
+        Outcome::Done => v1::AuditOutcome::Done,
+        Outcome::Denied => v1::AuditOutcome::Denied,
+        Outcome::Failed => v1::AuditOutcome::Failed,
+        Outcome::Unknown => v1::AuditOutcome::Unknown,
+    };
+    v1::AuditAction {
+        at: action.at,
+        caller: action.caller,
+        via: action.via.to_string(),
+        controller: action.controller,
+        action: action.action,
+        on: action.on,
+        outcome: outcome.into(),
+        detail: action.detail,
+    }
 }
 
 fn allocation(found: Found) -> v1::Allocation {

@@ -1,4 +1,4 @@
-//! What every gRPC call goes through, as a tower layer: a span with a request id, a bound on unary calls at once
+//! What every gRPC call goes through, as a tower layer: a span with a request id, a trace that goes on the caller's, a bound on unary calls at once
 //! (beyond it they are refused at once instead of queueing), a time limit for unary calls, and one count with the
 //! final status. Streams are bounded by the listener's connections and have no time limit.
 
@@ -16,6 +16,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
+use turnpike_proto::trace;
 
 use crate::metrics;
 
@@ -86,6 +87,12 @@ where
         let method = Method::of(request.uri().path());
         let id = request_id(request.headers());
         let span = tracing::info_span!("call", method = method.label, id = %id);
+        let traced = tracing::debug_span!(
+            target: trace::TARGET, parent: None, "grpc", otel.name = method.label, otel.kind = "server", id = %id
+        );
+        if let Some(caller) = request.headers().get(trace::TRACEPARENT).and_then(|value| value.to_str().ok()) {
+            trace::adopt(&traced, caller);
+        }
         let mut count = Count::start(method.label);
         let future = async move {
             let mut response = calls.run(method, request, inner).await;
@@ -95,7 +102,7 @@ where
             count.settle(response.headers());
             Ok(response.map(|inner| Body::new(Counted { inner, count })))
         };
-        Box::pin(future.instrument(span))
+        Box::pin(future.instrument(span).instrument(traced))
     }
 }
 
@@ -148,6 +155,7 @@ impl Method {
             "/turnpike.v1.Admin/ListLinks",
             "/turnpike.v1.Admin/RevokeRelay",
             "/turnpike.v1.Admin/ReinstateRelay",
+            "/turnpike.v1.Admin/ListAudit",
             "/turnpike.v1.Fleet/Locate",
             "/grpc.health.v1.Health/Check",
         ];

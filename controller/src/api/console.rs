@@ -1,5 +1,8 @@
-//! The console: its files, embedded at build time, and the event stream they live on. One task samples the cluster
+//! The console: its files, embedded at build time, the event stream they live on, and what can be done there. One task samples the cluster
 //! each second for all viewers; without a viewer it makes no pictures.
+
+mod access;
+mod actions;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,19 +24,23 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tower_http::set_header::SetResponseHeaderLayer;
 
+use self::access::visitor;
 use super::params::Params;
-use super::rest::{ApiError, admit};
+use super::rest::ApiError;
 use super::view::{AllocationJson, EventJson, NodeJson};
+use crate::audit::Action;
 use crate::fleet::unix_ms;
 use crate::health::Health;
 use crate::replica::Replica;
-use crate::steering::{RegionView, regions};
+use crate::steering::{Place, RegionView, regions};
 
 /// Allocations in a picture, newest first.
 const ALLOCATIONS: usize = 100;
 /// Events in a picture, newest first.
 const EVENTS: usize = 50;
-/// Time to read the allocations of a picture.
+/// Admin actions in a picture, newest first.
+const ACTIONS: usize = 50;
+/// Time to read the allocations of a picture, and the admin actions.
 const READ: Duration = Duration::from_millis(500);
 /// Pages that may watch at once.
 const VIEWERS: usize = 64;
@@ -48,13 +55,19 @@ type Picture = Option<Arc<str>>;
 pub struct Feed {
     pictures: watch::Sender<Picture>,
     viewers: Arc<Semaphore>,
+    searches: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
 impl Feed {
     /// A feed whose viewers are let go at `shutdown`.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { pictures: watch::Sender::new(None), viewers: Arc::new(Semaphore::new(VIEWERS)), shutdown }
+        Self {
+            pictures: watch::Sender::new(None),
+            viewers: Arc::new(Semaphore::new(VIEWERS)),
+            searches: Arc::new(Semaphore::new(actions::SEARCHES)),
+            shutdown,
+        }
     }
 
     /// Samples `replica` each second until shutdown.
@@ -105,10 +118,20 @@ fn keep(events: &mut VecDeque<EventJson>, event: Result<EventJson, broadcast::er
 struct PictureJson<'a> {
     at: u64,
     controller: ControllerJson<'a>,
-    regions: Vec<RegionView>,
+    regions: Vec<RegionJson>,
     nodes: Vec<NodeJson>,
     allocations: Vec<AllocationJson>,
     events: &'a VecDeque<EventJson>,
+    /// What was done to the cluster, newest first.
+    actions: Vec<Action>,
+}
+
+#[derive(Serialize)]
+struct RegionJson {
+    #[serde(flatten)]
+    region: RegionView,
+    /// Latitude and longitude in degrees; `null` where the configuration does not say.
+    place: Option<[f64; 2]>,
 }
 
 #[derive(Serialize)]
@@ -125,8 +148,13 @@ async fn picture(replica: &Replica, events: &VecDeque<EventJson>) -> Picture {
     let at = unix_ms();
     let snapshot = replica.fleet.snapshot();
     // While the store is away the console shows none rather than waiting for it.
-    let newest = timeout(READ, replica.allocations.newest(ALLOCATIONS)).await;
+    let (newest, actions) = tokio::join!(
+        timeout(READ, replica.allocations.newest(ALLOCATIONS)),
+        timeout(READ, replica.audit.newest(ACTIONS)),
+    );
     let allocations = newest.map(Result::unwrap_or_default).unwrap_or_default();
+    let place =
+        |region: RegionView| RegionJson { place: replica.discovery.place(&region.name).map(Place::degrees), region };
     let health = replica.store_health();
     let picture = PictureJson {
         at,
@@ -137,10 +165,11 @@ async fn picture(replica: &Replica, events: &VecDeque<EventJson>) -> Picture {
             store_healthy: health.is_ok(),
             store_problem: health.err().map(|error| error.to_string()).unwrap_or_default(),
         },
-        regions: regions(&snapshot, replica.fleet.thresholds()),
+        regions: regions(&snapshot, replica.fleet.thresholds()).into_iter().map(place).collect(),
         nodes: replica.node_views(),
         allocations: allocations.iter().map(|found| AllocationJson::new(found, at)).collect(),
         events,
+        actions: actions.unwrap_or_default(),
     };
     match serde_json::to_string(&picture) {
         Ok(json) => Some(json.into()),
@@ -163,16 +192,18 @@ pub fn router(health: Health, feed: Feed) -> Router {
         .route("/console/{*path}", get(|Path(path): Path<String>| async move { file(&path) }))
         .layer(header(
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+             form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
         ))
         // The page's address may hold an API key.
         .layer(header(header::REFERRER_POLICY, "no-referrer"))
         .route("/v1/console/events", get(events))
+        .merge(actions::router())
         .with_state((health, feed))
 }
 
 async fn events(State((health, feed)): State<(Health, Feed)>, params: Params) -> Result<Response, ApiError> {
-    admit(&health, &params)?;
+    visitor(&health, &params)?;
     let stream = feed.watch().ok_or_else(|| {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("{VIEWERS} consoles are open already"))
     })?;

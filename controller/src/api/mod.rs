@@ -30,7 +30,8 @@ use tower::ServiceBuilder;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::{DefaultOnFailure, TraceLayer};
-use tracing::Level;
+use tracing::{Instrument as _, Level, Span};
+use turnpike_proto::trace;
 
 pub use self::calls::{Calls, Limits as CallLimits};
 pub use self::clients::Peer;
@@ -71,9 +72,24 @@ pub fn http(health: Health, cors_origins: &[String], feed: console::Feed, promet
         .layer(layers)
 }
 
+/// The trace of a discovery, which goes on the client's; the rest of HTTP has none.
+fn traced(route: &str, request: &Request) -> Span {
+    if !matches!(route, "/v1/turn" | "/v1/ice-servers") {
+        return Span::none();
+    }
+    let span = tracing::debug_span!(
+        target: trace::TARGET, parent: None, "http", otel.name = format!("{} {route}", request.method()), otel.kind = "server"
+    );
+    if let Some(caller) = request.headers().get(trace::TRACEPARENT).and_then(|value| value.to_str().ok()) {
+        trace::adopt(&span, caller);
+    }
+    span
+}
+
 async fn count(route: MatchedPath, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let response = next.run(request).await;
+    let traced = traced(route.as_str(), &request);
+    let response = next.run(request).instrument(traced).await;
     metrics::http_request(route.as_str().to_owned(), response.status().as_u16(), started.elapsed());
     response
 }

@@ -83,14 +83,19 @@ impl Params {
         }
     }
 
-    /// Everything that may be an API key: `Authorization: Bearer`, `X-API-Key`, `key` and `api`.
-    pub(super) fn api_keys(&self) -> impl Iterator<Item = &[u8]> {
+    /// A key in a header, which neither other pages nor logs of proxies get hold of.
+    pub(super) fn header_keys(&self) -> impl Iterator<Item = &[u8]> {
         let bearer = self.headers.get(header::AUTHORIZATION).and_then(|value| {
             let (scheme, key) = value.as_bytes().split_at_checked(7)?;
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
         });
         let header = self.headers.get("x-api-key").map(|value| value.as_bytes());
-        [bearer, header, self.bytes("key"), self.bytes("api")].into_iter().flatten()
+        [bearer, header].into_iter().flatten()
+    }
+
+    /// Everything that may be an API key: `Authorization: Bearer`, `X-API-Key`, `key` and `api`.
+    pub(super) fn api_keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.header_keys().chain([self.bytes("key"), self.bytes("api")].into_iter().flatten())
     }
 }
 

@@ -194,7 +194,8 @@ async fn nodes(State(health): State<Health>, params: Params) -> Result<Json<Valu
     Ok(Json(json!({ "nodes": nodes })))
 }
 
-fn query(replica: &Replica, params: &Params) -> Result<Query, ApiError> {
+/// What relays are asked for.
+pub(super) fn query(replica: &Replica, params: &Params) -> Result<Query, ApiError> {
     let limit = match params.text("limit")? {
         None => DEFAULT_LIMIT,
         Some(limit) => limit

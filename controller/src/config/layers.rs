@@ -48,6 +48,7 @@ const KEYS: &[(&str, Form, &str)] = &[
     ("rest_secrets", Form::List, "TURN REST secrets, newest first [made at the first start]"),
     ("static_users", Form::Users, "Users with fixed passwords, name:password,..."),
     ("api_keys", Form::List, "Keys for HTTP discovery and the console [open to all]"),
+    ("console_keys", Form::Toml, "[{name, role, key}, ...]: who may drain relays at the console [nobody]"),
     ("credential_ttl", Form::Number, "Seconds a credential lives [86400]"),
     ("cors_origins", Form::List, "Origins whose pages may ask [*]"),
     ("distances", Form::Toml, "[{from, to, ms}, ...]"),
@@ -74,6 +75,7 @@ const KEYS: &[(&str, Form, &str)] = &[
     ("overload.allocations_percent", Form::Number, "A relay fuller than this is overloaded [90]"),
     ("log", Form::Text, "Log filter [info]"),
     ("log_format", Form::Text, "text or json [text]"),
+    ("otlp_endpoint", Form::Text, "OTLP collector (gRPC) that traces go to [OTEL_EXPORTER_OTLP_ENDPOINT, else none]"),
 ];
 
 /// The command line.
@@ -310,6 +312,18 @@ mod tests {
             ("nested type", "", &["--distances=[{from=\"a\",to=\"b\",ms=-1}]"], "--distances: distances[0].ms: "),
             ("retention", "", &["--usage-max-entries=0"], "--usage-max-entries: usage.max_entries: must be 1 to"),
             ("threshold", "overload = { cpu_permille = 1001 }", &[], "FILE: overload.cpu_permille: must be"),
+            (
+                "short console key",
+                "console_keys = [{name=\"ann\",role=\"operator\",key=\"short\"}]",
+                &[],
+                "FILE: console_keys[0].key: must be 16 to 256 bytes",
+            ),
+            (
+                "console role",
+                "console_keys = [{name=\"ann\",role=\"king\",key=\"0123456789abcdef\"}]",
+                &[],
+                "FILE: console_keys[0].role: unknown variant `king`",
+            ),
             (
                 "user twice",
                 "static_users = [{username=\"a\",password=\"b\"},{username=\"a\",password=\"c\"}]",

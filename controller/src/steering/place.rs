@@ -22,6 +22,11 @@ impl Place {
         is_on_it.then_some(Self { latitude, longitude })
     }
 
+    /// Latitude and longitude in degrees.
+    pub fn degrees(self) -> [f64; 2] {
+        [self.latitude, self.longitude]
+    }
+
     /// Kilometres along the surface (haversine).
     pub fn km_to(self, other: Self) -> f64 {
         let [a, b] = [self.latitude.to_radians(), other.latitude.to_radians()];

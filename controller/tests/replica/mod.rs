@@ -278,6 +278,7 @@ impl Relay {
             sequence,
             record: record.seal(&self.record_keys),
             ended: 0,
+            traceparent: String::new(),
         }
     }
 
@@ -288,6 +289,7 @@ impl Relay {
             sequence,
             record: Vec::new(),
             ended: v1::EndReason::Deleted.into(),
+            traceparent: String::new(),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A controller in this process, over an embedded store in memory that tests fill as relays would.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "../../../relay-node/turn-core/tests/support/sample.rs"]
+mod records;
 #[path = "../../src/fleet/sample.rs"]
 mod sample;
 
@@ -23,6 +25,8 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+use turn_core::{AllocationId, FiveTuple, PeerAddr, Record};
 
 /// A controller with its listeners; ends when dropped.
 pub(crate) struct Site {
@@ -206,4 +210,51 @@ impl Pki {
     pub(crate) fn ca(&self) -> Result<String> {
         std::fs::read_to_string(self.directory.path().join("ca.pem")).context("ca.pem")
     }
+}
+
+/// The id that ends in this.
+pub(crate) fn id(n: u8) -> AllocationId {
+    let mut bytes = [0; 16];
+    bytes[5] = n;
+    AllocationId(bytes)
+}
+
+/// Stores a record as the relay at 198.51.100.`relay` would.
+pub(crate) async fn store(site: &Site, relay: u8, n: u8, username: &[u8]) -> Result<()> {
+    save(site, &record(relay, n, username)?).await
+}
+
+/// Stores it as its relay would.
+pub(crate) async fn save(site: &Site, record: &Record) -> Result<()> {
+    let sealed = record.seal(&site.replica().keys.current().record_keys);
+    let key = format!("allocations/{}/{}", record.relay_address, record.id.to_text());
+    assert!(site.store.transact(Vec::new(), vec![Op::Put { key, value: sealed, lease: None }]).await?);
+    Ok(())
+}
+
+/// An allocation of `username` on the relay at 198.51.100.`relay`.
+pub(crate) fn record(relay: u8, n: u8, username: &[u8]) -> Result<Record> {
+    let relayed = SocketAddr::from(([198, 51, 100, relay], 50_000 + u16::from(n)));
+    let now = unix_ms();
+    let peer: SocketAddr = "192.0.2.9:9".parse()?;
+    let record = records::record(id(n), relayed, now);
+    let five_tuple = FiveTuple { client: "203.0.113.7:5000".parse()?, ..record.five_tuple };
+    Ok(Record {
+        epoch: 7,
+        five_tuple,
+        username: username.to_vec(),
+        permissions: vec![(peer.ip(), now + 300_000)],
+        channels: vec![(0x4000, PeerAddr::new(peer), now + 600_000)],
+        ..record
+    })
+}
+
+/// To the gRPC listener with a certificate of this role, made out to `me`.
+pub(crate) async fn channel(site: &Site, role: &str) -> Result<Channel> {
+    let (certificate, key) = site.pki.issue(role, "me")?;
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(site.pki.ca()?))
+        .identity(Identity::from_pem(certificate, key))
+        .domain_name("controller.turnpike");
+    Ok(Channel::from_shared(format!("https://{}", site.grpc))?.tls_config(tls)?.connect().await?)
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    allocations, backbone, bench, ca, completions, conform, context, discover, drain, events, explain, import, keys,
-    nat, netcheck, nodes, probe, revoke, status, usage, version,
+    allocations, audit, backbone, bench, ca, completions, conform, context, discover, drain, events, explain, import,
+    keys, nat, netcheck, nodes, probe, revoke, status, top, usage, version,
 };
 use crate::connection::ConnectionOptions;
 use crate::failure::{Exit, Failure, Result};
@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 const AFTER_HELP: &str = "\
 Examples:
   turnctl status                      is the cluster well, and what to do if not
-  turnctl nodes -w                    relays and their load, as they change
+  turnctl top                         what each relay carries, live
   turnctl explain --client ADDR       why a client is sent where
   turnctl probe                       carry packets through the nearest relays
   turnctl conform turn:example.org    does a server keep to the RFCs
@@ -59,6 +59,7 @@ struct Options {
 enum Command {
     Status(status::StatusArgs),
     Nodes(nodes::NodesArgs),
+    Top(top::TopArgs),
     Regions(nodes::RegionsArgs),
     Allocations(allocations::AllocationsArgs),
     Usage(usage::UsageArgs),
@@ -71,6 +72,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     Credentials(discover::CredentialsArgs),
     Events(events::EventsArgs),
+    Audit(audit::AuditArgs),
     Keys(keys::KeysArgs),
     Netcheck(netcheck::NetcheckArgs),
     Nat(nat::NatArgs),
@@ -95,6 +97,7 @@ impl Command {
             Self::Status(args) => args.watch,
             Self::Nodes(args) => args.watch,
             Self::Backbone(args) => args.watch,
+            Self::Top(args) => args.is_endless(),
             Self::Events(_) => true,
             _ => false,
         }
@@ -118,6 +121,7 @@ impl Command {
         match self {
             Self::Status(args) => status::run(args, connection, output).await,
             Self::Nodes(args) => nodes::run(args, connection, output).await,
+            Self::Top(args) => top::run(args, connection, output).await,
             Self::Regions(args) => nodes::regions(args, connection, output).await,
             Self::Allocations(args) => allocations::run(args, connection, output).await,
             Self::Usage(args) => usage::run(args, connection, output).await,
@@ -130,6 +134,7 @@ impl Command {
             Self::Explain(args) => explain::run(args, connection, output).await,
             Self::Credentials(args) => discover::credentials(args, connection, output).await,
             Self::Events(args) => events::run(args, connection, output).await,
+            Self::Audit(args) => audit::run(args, connection, output).await,
             Self::Keys(args) => keys::run(args, connection, output).await,
             Self::Nat(args) => nat::run(args, connection, output).await,
             Self::Netcheck(args) => netcheck::run(args, connection, output).await,

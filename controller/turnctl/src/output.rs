@@ -98,6 +98,16 @@ impl Output {
         Self { format, color: terminal && !no_color && !unwanted, terminal }
     }
 
+    /// Whether people see it as it comes.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Whether there is colour.
+    pub(crate) fn is_coloured(&self) -> bool {
+        self.color
+    }
+
     /// Shows a view once.
     pub(crate) fn show(&self, view: &impl View) -> Result {
         if self.format.is_table()

@@ -16,8 +16,8 @@ use turn_core::wire::attribute::XorMappedAddress;
 use turn_core::wire::{Class, Message, MessageWriter};
 use turnctl::pki::{CertificateAndKey, Identity, create_ca};
 use turnpike_proto::v1::{
-    Allocation, AllocationUsage, Event, EventKind, Key, KeyState, LinkPath, LinkReport, LinkState, ListLinksResponse,
-    Load, NetcheckTarget, Node, NodeState, RelayLinks, Transport, TransportAllocations,
+    Allocation, AllocationUsage, AuditAction, AuditOutcome, Event, EventKind, Key, KeyState, LinkPath, LinkReport,
+    LinkState, ListLinksResponse, Load, NetcheckTarget, Node, NodeState, RelayLinks, Transport, TransportAllocations,
 };
 
 fn healthy() -> World {
@@ -483,6 +483,55 @@ fn closed_port() -> Result<String> {
 /// A relay in that state.
 fn node(id: &str, region: &str, state: NodeState) -> Node {
     Node { node_id: id.into(), region: region.into(), state: state as i32, ..Node::default() }
+}
+
+#[test]
+fn top_without_a_terminal_is_one_plain_table() -> Result<()> {
+    let mut busy = node("eu-1", "eu", NodeState::Ready);
+    busy.load = Some(Load { allocations: 3, busiest_worker_permille: 125, bytes_per_second: 1000, ..Load::default() });
+    let nodes = vec![node("us-1", "us", NodeState::Draining), busy];
+    let fake = Fake::start(World { packets_per_second: 500, nodes, ..healthy() })?;
+    let expected = "\
+NODE   REGION   STATE      PACKETS/S   TRAFFIC      ALLOCATIONS   CPU     RTT   DROPS/S   DRAIN
+eu-1   eu       ready      500         8.0 kbit/s   3             12.5%   -     0         -
+us-1   us       draining   500         0 bit/s      0             0.0%    -     0         -
+";
+    for arguments in [&["top", "--once"][..], &["top"]] {
+        let (code, stdout, stderr) = parts(&fake.turnctl(arguments)?);
+        assert_eq!((code, stderr.as_str(), stdout.as_str()), (Some(0), "", expected), "{arguments:?}");
+    }
+    let (code, stdout, _) = parts(&fake.turnctl(&["top", "--once", "--sort", "node", "-o", "json"])?);
+    let shown: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!((code, &shown["relays"][0]["packets_per_second"]), (Some(0), &500.into()), "{stdout}");
+    assert_eq!(shown["relays"][0]["rtt_us"], serde_json::Value::Null);
+    let (code, stdout, stderr) = parts(&fake.turnctl(&["top", "--once", "--region", "ap"])?);
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), "", "no nodes\n"));
+    Ok(())
+}
+
+#[test]
+fn who_did_what_is_a_line_each() -> Result<()> {
+    let action = |caller: &str, outcome: AuditOutcome| AuditAction {
+        at: 1_700_000_000_000,
+        caller: caller.into(),
+        via: "console".into(),
+        controller: "c1".into(),
+        action: "drain".into(),
+        on: "eu-1".into(),
+        outcome: outcome.into(),
+        detail: "within 600 s".into(),
+    };
+    let actions = vec![action("operator/olga", AuditOutcome::Done), action("viewer/vera", AuditOutcome::Denied)];
+    let fake = Fake::start(World { actions, ..healthy() })?;
+    let (code, stdout, stderr) = parts(&fake.turnctl(&["audit"])?);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let lines: Vec<_> = stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines[1], "2023-11-14T22:13:20Z operator/olga drain eu-1 done within 600 s");
+    assert!(lines[2].contains("viewer/vera drain eu-1 denied"), "{stdout}");
+    let (_, stdout, _) = parts(&fake.turnctl(&["audit", "--limit", "1", "-o", "json"])?);
+    let shown: serde_json::Value = serde_json::from_str(&stdout)?;
+    assert_eq!(shown["actions"].as_array().map(Vec::len), Some(1), "{stdout}");
+    Ok(())
 }
 
 #[test]

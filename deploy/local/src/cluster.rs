@@ -38,10 +38,12 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         check_free(&port)?;
     }
     files::make_certificates(&directory, &plan, &own_addresses())?;
-    files::write_configurations(&directory, &plan, &arguments.log)?;
+    let console_key = files::console_key()?;
+    files::write_configurations(&directory, &plan, &arguments.log, &console_key)?;
 
     let mut signals = Signals::new()?;
     let mut cluster = Cluster::new(&arguments, plan, directory, &programs)?;
+    cluster.description.console_key = console_key;
     cluster.serve_page()?;
     let outcome = tokio::select! {
         outcome = cluster.live(&programs) => outcome,

@@ -21,6 +21,8 @@ pub struct Description {
     pub call_page: String,
     /// URL of the console.
     pub console: String,
+    /// Key with which one may drain relays there, for this run.
+    pub console_key: String,
     /// Base URL of discovery.
     pub discovery: String,
     /// URL of the controller for gRPC.
@@ -98,6 +100,7 @@ impl Description {
             dir: directory.path().to_owned(),
             call_page: plan.page_url(),
             console: plan.console_url(),
+            console_key: String::new(),
             discovery: format!("http://{}", plan.http),
             grpc: format!("https://{}", plan.grpc),
             turnctl_config: files::turnctl_file(directory),

@@ -85,8 +85,8 @@ fn authority(pki: &Path) -> Result<Ca> {
 ///
 /// # Errors
 /// One line naming the file.
-pub fn write_configurations(directory: &StateDirectory, plan: &Plan, log: &str) -> Result<()> {
-    write_whole(&controller_file(directory), &render(&ControllerFile::new(directory, plan, log))?)?;
+pub fn write_configurations(directory: &StateDirectory, plan: &Plan, log: &str, console_key: &str) -> Result<()> {
+    write_whole(&controller_file(directory), &render(&ControllerFile::new(directory, plan, log, console_key))?)?;
     for relay in &plan.relays {
         write_whole(&relay_file(directory, relay.id), &render(&RelayFile::new(directory, plan, relay, log))?)?;
     }
@@ -99,6 +99,18 @@ pub fn write_configurations(directory: &StateDirectory, plan: &Plan, log: &str) 
     };
     let contexts = TurnctlFile { current: CONTEXT, contexts: BTreeMap::from([(CONTEXT, context)]) };
     write_whole(&turnctl_file(directory), &render(&contexts)?)
+}
+
+/// A key for the console, good for one run.
+///
+/// # Errors
+/// The system has no randomness.
+pub fn console_key() -> Result<String> {
+    let mut words = [0; 2];
+    for word in &mut words {
+        *word = getrandom::u64().context("no randomness for the console's key")?;
+    }
+    Ok(format!("{:016x}{:016x}", words[0], words[1]))
 }
 
 /// Configuration of the controller.
@@ -244,10 +256,28 @@ struct ControllerFile<'a> {
     tls: Tls,
     store: Store,
     distances: [Distance; 1],
+    regions: [Region; 2],
+    console_keys: [ConsoleKey<'a>; 1],
+}
+
+/// Where a region is on the console's map.
+#[derive(Serialize)]
+struct Region {
+    name: &'static str,
+    latitude: f64,
+    longitude: f64,
+}
+
+/// Who may act at the console.
+#[derive(Serialize)]
+struct ConsoleKey<'a> {
+    name: &'static str,
+    role: &'static str,
+    key: &'a str,
 }
 
 impl<'a> ControllerFile<'a> {
-    fn new(directory: &StateDirectory, plan: &Plan, log: &'a str) -> Self {
+    fn new(directory: &StateDirectory, plan: &Plan, log: &'a str, console_key: &'a str) -> Self {
         Self {
             id: CONTROLLER,
             region: "eu",
@@ -259,6 +289,11 @@ impl<'a> ControllerFile<'a> {
             store: Store { kind: "embedded", path: directory.store() },
             // What a packet needs across the Atlantic, about.
             distances: [Distance { from: "eu", to: "us", ms: 90 }],
+            regions: [
+                Region { name: "eu", latitude: 50.1, longitude: 8.7 },
+                Region { name: "us", latitude: 39.0, longitude: -77.5 },
+            ],
+            console_keys: [ConsoleKey { name: "you", role: "operator", key: console_key }],
         }
     }
 }
@@ -292,12 +327,14 @@ mod tests {
         let directory = StateDirectory::open(parent.path(), false).expect("directory");
         let plan = plan(&[], true, 0, &Alone).expect("plan");
         make_certificates(&directory, &plan, &[]).expect("certificates");
-        write_configurations(&directory, &plan, "info").expect("configurations");
+        let key = console_key().expect("randomness");
+        write_configurations(&directory, &plan, "info", &key).expect("configurations");
 
         let controller = read(&controller_file(&directory));
         assert_eq!(controller["grpc"].as_str(), Some("127.0.0.1:9443"));
         assert_eq!(controller["store"]["kind"].as_str(), Some("embedded"));
         assert_eq!(controller["distances"][0]["ms"].as_integer(), Some(90));
+        assert_eq!((controller["console_keys"][0]["key"].as_str(), key.len()), (Some(key.as_str()), 32));
         let mut states = Vec::new();
         for id in ["eu-1", "eu-2", "us-1"] {
             let relay = read(&relay_file(&directory, id));

@@ -128,6 +128,7 @@ fn welcome(description: &Description, plan: &Plan, took: Duration, here: &Path, 
     ));
     line(format_args!("  Call page   {accent}{}{end}   open it twice, in two windows", description.call_page));
     line(format_args!("  Console     {accent}{}{end}", description.console));
+    line(format_args!("              {dim}to drain relays there, sign in with{end} {}", description.console_key));
     for relay in &description.relays {
         let process = &relay.process;
         line(format_args!("  Relay       {:<6} turn:{}  {dim}process {}{end}", process.id, relay.address, process.pid));

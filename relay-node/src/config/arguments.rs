@@ -165,12 +165,15 @@ pub struct Arguments {
     /// text or json [default: text]
     #[arg(long, env = "TURNPIKE_LOG_FORMAT", value_name = "FORMAT", help_heading = WATCHING, hide_env = true)]
     log_format: Option<String>,
+    /// OTLP collector (gRPC) that traces go to [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none]
+    #[arg(long, env = "TURNPIKE_OTLP_ENDPOINT", value_name = "URL", help_heading = WATCHING, hide_env = true)]
+    otlp_endpoint: Option<String>,
 }
 
 impl Arguments {
     /// The keys that a variable or a flag sets.
     pub(crate) fn overrides(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all: [(&'static str, &Option<String>); 39] = [
+        let all: [(&'static str, &Option<String>); 40] = [
             ("node_id", &self.node_id),
             ("region", &self.region),
             ("zone", &self.zone),
@@ -210,6 +213,7 @@ impl Arguments {
             ("http", &self.http),
             ("log", &self.log),
             ("log_format", &self.log_format),
+            ("otlp_endpoint", &self.otlp_endpoint),
         ];
         all.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)))
     }

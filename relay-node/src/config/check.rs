@@ -93,6 +93,8 @@ pub struct Settings {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Where traces go.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Where the controllers are and how this relay proves who it is.
@@ -208,6 +210,7 @@ impl Config {
             allow_loopback_peers: self.allow_loopback_peers,
             denied_peers,
             log: self.log,
+            otlp_endpoint: self.otlp_endpoint,
             log_format: match self.log_format.as_str() {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,

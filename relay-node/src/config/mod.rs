@@ -122,6 +122,8 @@ pub struct Config {
     pub log: String,
     /// `text` or `json`.
     pub log_format: String,
+    /// Where traces go, `http://HOST:PORT` of an OTLP collector (gRPC); else what `OTEL_EXPORTER_OTLP_ENDPOINT` says.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// A user with a fixed password (RFC 8489 §9.2).
@@ -190,6 +192,7 @@ impl Default for Config {
             denied_peers: Vec::new(),
             log: "info".into(),
             log_format: "text".into(),
+            otlp_endpoint: None,
         }
     }
 }
@@ -342,6 +345,7 @@ impl Config {
             "denied_peers" => self.denied_peers = list().map(Into::into).collect(),
             "log" => self.log = value.into(),
             "log_format" => self.log_format = value.into(),
+            "otlp_endpoint" => self.otlp_endpoint = Some(value.into()),
             other => return Err(ConfigError::new(other, "cannot be set by a variable or a flag")),
         }
         Ok(())

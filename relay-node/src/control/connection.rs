@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Streaming};
+use tracing::Instrument as _;
 use turn_core::MemberId;
+use turnpike_proto::trace;
 use turnpike_proto::v1::fleet_client::FleetClient;
 use turnpike_proto::v1::relay_message::Body as Say;
 use turnpike_proto::v1::{self, ControllerMessage, RelayMessage, controller_message::Body as Hear};
@@ -132,14 +134,22 @@ impl Connection {
         request: v1::RestoreRequest,
     ) -> impl Future<Output = Result<Vec<Vec<u8>>, Lost>> + use<> {
         let mut client = self.client.clone();
-        async move {
+        let span = tracing::debug_span!(target: trace::TARGET, parent: None, "restore", otel.kind = "client");
+        let mut request = Request::new(request);
+        if !span.is_disabled()
+            && let Ok(traceparent) = trace::traceparent(&span).parse()
+        {
+            request.metadata_mut().insert(trace::TRACEPARENT, traceparent);
+        }
+        let restored = async move {
             let mut batches = client.restore(request).await.map_err(refused)?.into_inner();
             let mut records = Vec::new();
             while let Some(batch) = batches.message().await.map_err(refused)? {
                 records.extend(batch.records);
             }
             Ok(records)
-        }
+        };
+        restored.instrument(span)
     }
 
     /// Asks which members have the allocations of clients. What is not answered in time is nobody's.

@@ -10,7 +10,9 @@ mod told;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
+use tracing::{Span, debug_span};
 use turn_core::{AllocationId, Change, EndReason, KeyRing, Record};
+use turnpike_proto::trace::{self, TARGET};
 use turnpike_proto::v1::{self, relay_message::Body};
 
 use self::told::Told;
@@ -39,15 +41,25 @@ struct Session {
     deferred: BTreeSet<(u64, AllocationId)>,
     /// What the controller was told last of each live allocation.
     told: HashMap<AllocationId, Told>,
-    /// Each with the oldest change in it.
-    in_flight: VecDeque<(u64, u64)>,
+    in_flight: VecDeque<InFlight>,
     last_batch: u64,
     room: usize,
     resync: Resync,
 }
 
+/// A batch that is not acknowledged.
+struct InFlight {
+    batch: u64,
+    /// Of the oldest change in it.
+    since: u64,
+    /// Of the allocations that are new in it: on their way, and in all. They end when the store has them.
+    _traces: Vec<(Span, Span)>,
+}
+
 struct Pending {
     change: Change,
+    /// Of a new allocation, from here to the store; none where nothing is traced.
+    trace: Span,
     /// When the first of the changes that came together in it was noted.
     since: u64,
     /// Set while it waits in `deferred`.
@@ -134,7 +146,7 @@ impl Reporter {
     /// The store holds everything up to and including this batch.
     pub fn acknowledged(&mut self, batch: u64) {
         if let Some(session) = &mut self.session {
-            while session.in_flight.front().is_some_and(|(first, _)| *first <= batch) {
+            while session.in_flight.front().is_some_and(|first| first.batch <= batch) {
                 session.in_flight.pop_front();
             }
         }
@@ -145,7 +157,7 @@ impl Reporter {
     pub fn settled(&self, now: u64) -> Option<Duration> {
         let session = self.session.as_ref().filter(|session| session.resync == Resync::Done)?;
         let waiting = session.ready.iter().filter_map(|id| session.pending.get(id)).map(|pending| pending.since).next();
-        let under_way = session.in_flight.front().map(|(_, since)| *since);
+        let under_way = session.in_flight.front().map(|first| first.since);
         let oldest = waiting.into_iter().chain(under_way).min().unwrap_or(now);
         Some(Duration::from_millis(now.saturating_sub(oldest)))
     }
@@ -192,7 +204,8 @@ impl Session {
         } else if self.pending.len() >= self.room {
             self.want_resync();
         } else {
-            self.pending.insert(id, Pending { change, since: now, due });
+            let trace = if known.is_none() { begin_trace(&change) } else { Span::none() };
+            self.pending.insert(id, Pending { change, trace, since: now, due });
             self.enqueue(id, due);
         }
     }
@@ -218,7 +231,7 @@ impl Session {
             if is_news {
                 let id = record.id;
                 let change = Change::Put(Box::new(record));
-                self.pending.insert(id, Pending { change, since: 0, due: None });
+                self.pending.insert(id, Pending { change, trace: Span::none(), since: 0, due: None });
             }
         }
         for pending in self.pending.values_mut() {
@@ -240,7 +253,7 @@ impl Session {
         }
         if self.resync == Resync::Running(0) {
             self.resync = Resync::Done;
-            let batch_id = self.next_batch(0);
+            let batch_id = self.next_batch(0, Vec::new());
             return Some(Body::ResyncEnd(v1::ResyncEnd { batch_id }));
         }
         while let Some((due, id)) = self.deferred.first().copied().filter(|(due, _)| *due <= now) {
@@ -255,7 +268,7 @@ impl Session {
             return None;
         }
         let mut changes = Vec::with_capacity(self.ready.len().min(BATCH));
-        let (mut bytes, mut oldest) = (0, now);
+        let (mut bytes, mut oldest, mut traces) = (0, now, Vec::new());
         while changes.len() < BATCH && bytes < BATCH_BYTES {
             let Some(id) = self.ready.pop_front() else { break };
             if let Resync::Running(left) = &mut self.resync {
@@ -265,17 +278,22 @@ impl Session {
                 continue;
             };
             oldest = oldest.min(pending.since);
-            let change = self.tell(pending.change, now, keys);
+            let mut change = self.tell(pending.change, now, keys);
+            if !pending.trace.is_disabled() {
+                let way = debug_span!(target: TARGET, parent: &pending.trace, "report", otel.kind = "producer");
+                change.traceparent = trace::traceparent(&way);
+                traces.push((way, pending.trace));
+            }
             bytes += change.record.len();
             changes.push(change);
         }
-        let batch_id = self.next_batch(oldest);
+        let batch_id = self.next_batch(oldest, traces);
         Some(Body::Records(v1::RecordBatch { batch_id, changes }))
     }
 
-    fn next_batch(&mut self, oldest: u64) -> u64 {
+    fn next_batch(&mut self, since: u64, traces: Vec<(Span, Span)>) -> u64 {
         self.last_batch += 1;
-        self.in_flight.push_back((self.last_batch, oldest));
+        self.in_flight.push_back(InFlight { batch: self.last_batch, since, _traces: traces });
         self.last_batch
     }
 
@@ -293,7 +311,17 @@ impl Session {
                 (Vec::new(), end_reason(reason))
             }
         };
-        v1::RecordChange { allocation_id, epoch, sequence, record, ended: ended.into() }
+        v1::RecordChange { allocation_id, epoch, sequence, record, ended: ended.into(), traceparent: String::new() }
+    }
+}
+
+/// The trace of an allocation that is told of for the first time.
+fn begin_trace(change: &Change) -> Span {
+    match change {
+        Change::Put(record) => {
+            debug_span!(target: TARGET, parent: None, "Allocate", otel.kind = "server", allocation = record.id.to_text())
+        }
+        Change::End { .. } => Span::none(),
     }
 }
 

@@ -35,9 +35,6 @@ pub(super) async fn drain(
     let within = (request.deadline_seconds > 0).then(|| Duration::from_secs(request.deadline_seconds.into()));
     let by = caller.to_string();
     let ordered = drain::order(&*replica.store, &node_ids, within, &by).await.map_err(|error| refusal(&error))?;
-    for node in &node_ids {
-        tracing::info!(%caller, node, deadline_seconds = request.deadline_seconds, force = request.force, "a relay is told to drain");
-    }
     let written = node_ids.iter().zip(&ordered);
     let written: Vec<_> = written.map(|(id, (record, _))| (id.clone(), record.clone())).collect();
     shown(replica, |drains| written.iter().all(|(id, record)| drains.get(id) == Some(record))).await;
@@ -53,7 +50,6 @@ pub(super) async fn drain(
 /// Takes back that nodes drain. When it answers, discovery of this replica offers them again.
 pub(super) async fn uncordon(
     replica: &Replica,
-    caller: &Identity,
     request: v1::UncordonNodesRequest,
 ) -> Result<v1::UncordonNodesResponse, Status> {
     let node_ids = names(request.node_ids)?;
@@ -63,9 +59,6 @@ pub(super) async fn uncordon(
         return Err(Status::not_found(Objection::Unknown(unknown.clone()).to_string()));
     }
     let drained = drain::lift(&*replica.store, &node_ids).await.map_err(|error| refusal(&error))?;
-    for (node, _) in node_ids.iter().zip(&drained).filter(|(_, drained)| **drained) {
-        tracing::info!(%caller, node, "a relay is uncordoned");
-    }
     shown(replica, |drains| node_ids.iter().all(|id| !drains.contains_key(id))).await;
     let nodes = node_ids.into_iter().zip(drained).map(|(node_id, drained)| v1::CordonedNode {
         absent: !snapshot.nodes.contains_key(&node_id),
@@ -74,6 +67,15 @@ pub(super) async fn uncordon(
         drain: None,
     });
     Ok(v1::UncordonNodesResponse { nodes: nodes.collect() })
+}
+
+/// How a drain was asked for, for the audit log.
+pub(super) fn wish(request: &v1::DrainNodesRequest) -> String {
+    let deadline = match request.deadline_seconds {
+        0 => "no new deadline".to_owned(),
+        seconds => format!("within {seconds} s"),
+    };
+    if request.force { deadline + ", by force" } else { deadline }
 }
 
 /// What an operator said, as operators are told it.

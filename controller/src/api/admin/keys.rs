@@ -4,7 +4,6 @@ use tonic::Status;
 use turnpike_proto::v1;
 
 use super::refusal;
-use crate::identity::Identity;
 use crate::keys::{KeyInfo, KeyState, Origin, Ring, RotateError};
 use crate::replica::Replica;
 
@@ -22,7 +21,6 @@ pub(super) async fn list(replica: &Replica) -> Result<v1::ListKeysResponse, Stat
 /// Begins rotations.
 pub(super) async fn rotate(
     replica: &Replica,
-    caller: &Identity,
     request: v1::RotateKeysRequest,
 ) -> Result<v1::RotateKeysResponse, Status> {
     let mut rings = request.rings.iter().map(|number| ring(*number)).collect::<Result<Vec<_>, _>>()?;
@@ -44,24 +42,31 @@ pub(super) async fn rotate(
     replica.steward.wake();
     let next = keys.iter().filter(|key| key.state == KeyState::Next && rings.contains(&key.ring));
     let keys: Vec<_> = next.map(key).collect();
-    for ring in &rings {
-        let given = secret.is_some();
-        tracing::info!(%caller, %ring, given, revision, "a key ring is rotated");
-    }
     Ok(v1::RotateKeysResponse { keys, revision, configured })
 }
 
 /// Takes a key away.
-pub(super) async fn retire(
-    replica: &Replica,
-    caller: &Identity,
-    request: v1::RetireKeyRequest,
-) -> Result<v1::RetireKeyResponse, Status> {
+pub(super) async fn retire(replica: &Replica, request: v1::RetireKeyRequest) -> Result<v1::RetireKeyResponse, Status> {
     let ring = ring(request.ring)?;
     let id = u8::try_from(request.id).map_err(|_| answer_unknown(ring, request.id))?;
     replica.keys.retire(ring, id).await.map_err(|error| answer(&error))?;
-    tracing::info!(%caller, %ring, id, "a key is retired");
     Ok(v1::RetireKeyResponse {})
+}
+
+/// The rings of a rotation, for the audit log.
+pub(super) fn rings(request: &v1::RotateKeysRequest) -> String {
+    let names = request.rings.iter().map(|number| name(*number));
+    let names = if names.len() == 0 { "all rings".to_owned() } else { names.collect::<Vec<_>>().join(" ") };
+    if request.secret.is_empty() { names } else { names + ", a secret that was given" }
+}
+
+/// The key to be retired, for the audit log.
+pub(super) fn named(request: &v1::RetireKeyRequest) -> String {
+    format!("{} {}", name(request.ring), request.id)
+}
+
+fn name(number: i32) -> String {
+    ring(number).map_or_else(|_| format!("ring {number}"), |ring| ring.to_string())
 }
 
 fn ring(number: i32) -> Result<Ring, Status> {

@@ -40,23 +40,28 @@ pub(super) async fn revoke(
     if certificate.is_none() && !request.serial.is_empty() {
         return Err(Status::invalid_argument("a serial number has 1 to 20 bytes, not all of them zero"));
     }
-    let all = certificate.is_none();
     let revoked = revoked::revoke(&*replica.store, &node_id, certificate, &caller.to_string()).await;
     let unchanged = revoked.map_err(|error| refusal(&error))?;
-    tracing::info!(%caller, node = node_id, all, "a relay's certificate is revoked");
     Ok(v1::RevokeRelayResponse { unchanged })
 }
 
 /// Takes a relay's certificates again.
 pub(super) async fn reinstate(
     replica: &Replica,
-    caller: &Identity,
     request: v1::ReinstateRelayRequest,
 ) -> Result<v1::ReinstateRelayResponse, Status> {
     let node_id = name(request.node_id)?;
     let unchanged = revoked::reinstate(&*replica.store, &node_id).await.map_err(|error| refusal(&error))?;
-    tracing::info!(%caller, node = node_id, "a relay's certificates are taken again");
     Ok(v1::ReinstateRelayResponse { unchanged })
+}
+
+/// Which certificates are revoked, for the audit log.
+pub(super) fn certificates(serial: &[u8]) -> String {
+    if serial.is_empty() {
+        return "every certificate".to_owned();
+    }
+    let digits: Vec<String> = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("certificate {}", digits.join(":"))
 }
 
 fn name(node_id: String) -> Result<String, Status> {

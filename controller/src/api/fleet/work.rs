@@ -9,7 +9,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio::time::sleep;
 use tonic::Status;
+use tracing::{Span, debug_span};
 use turn_core::AllocationId;
+use turnpike_proto::trace::{self, TARGET};
 use turnpike_proto::v1;
 
 use crate::allocations::{PREFIX, key_of, parse_key, prefix_of};
@@ -30,7 +32,7 @@ type Id = [u8; 16];
 
 /// One thing to do.
 enum Work {
-    Batch { batch_id: u64, ops: HashMap<Id, Op> },
+    Batch { batch_id: u64, ops: HashMap<Id, Op>, traces: Vec<Span> },
     Usage { batch_id: u64, counted: Vec<Counted> },
     ResyncBegin,
     ResyncEnd { batch_id: u64 },
@@ -87,8 +89,9 @@ impl Pipeline {
     /// # Errors
     /// `INVALID_ARGUMENT` for one that no relay sends.
     pub(super) fn batch(&mut self, batch: v1::RecordBatch) -> Result<(), Status> {
+        let traces = batch.changes.iter().filter_map(trace_of).collect();
         let ops = self.ops(batch.changes)?;
-        self.queue.push_back(Work::Batch { batch_id: batch.batch_id, ops });
+        self.queue.push_back(Work::Batch { batch_id: batch.batch_id, ops, traces });
         self.begin()
     }
 
@@ -159,7 +162,7 @@ impl Pipeline {
                 return Ok(());
             };
             match work {
-                Work::Batch { batch_id, ops } => self.write(batch_id, ops)?,
+                Work::Batch { batch_id, ops, traces } => self.write(batch_id, ops, traces)?,
                 Work::Usage { batch_id, counted } => self.count(batch_id, counted),
                 Work::ResyncBegin => self.named = Some(HashSet::new()),
                 Work::ResyncEnd { batch_id } => {
@@ -194,7 +197,7 @@ impl Pipeline {
         }));
     }
 
-    fn write(&mut self, batch_id: u64, ops: HashMap<Id, Op>) -> Result<(), Status> {
+    fn write(&mut self, batch_id: u64, ops: HashMap<Id, Op>, traces: Vec<Span>) -> Result<(), Status> {
         let ids: Vec<Id> = ops.keys().copied().collect();
         self.busy.extend(&ids);
         if let Some(named) = &mut self.named {
@@ -205,10 +208,13 @@ impl Pipeline {
         }
         let claim = self.claim.clone();
         let parts = split(ops.into_values());
+        let transact = |record: &Span| debug_span!(target: TARGET, parent: record, "transact", otel.kind = "client");
+        let transactions: Vec<Span> = traces.iter().map(transact).collect();
         self.writing.push_back(Box::pin(async move {
             for part in parts {
                 claim.write(part).await?;
             }
+            drop((transactions, traces));
             Ok((Done::Stored { batch_id }, ids))
         }));
         Ok(())
@@ -244,6 +250,16 @@ impl Pipeline {
         }
         Ok(newest.into_iter().map(|(id, (_, _, op))| (id, op)).collect())
     }
+}
+
+/// The trace of an allocation that its relay has begun, from its arrival here until the store has it.
+fn trace_of(change: &v1::RecordChange) -> Option<Span> {
+    if change.traceparent.is_empty() {
+        return None;
+    }
+    let span = debug_span!(target: TARGET, parent: None, "record", otel.kind = "consumer");
+    trace::adopt(&span, &change.traceparent);
+    Some(span)
 }
 
 /// Operations in transactions that every store takes.

@@ -9,6 +9,7 @@ use crate::failure::Result;
 use crate::output::{Output, View};
 
 pub(crate) mod allocations;
+pub(crate) mod audit;
 pub(crate) mod backbone;
 pub(crate) mod bench;
 pub(crate) mod ca;
@@ -27,6 +28,7 @@ pub(crate) mod nodes;
 pub(crate) mod probe;
 pub(crate) mod revoke;
 pub(crate) mod status;
+pub(crate) mod top;
 pub(crate) mod usage;
 pub(crate) mod version;
 

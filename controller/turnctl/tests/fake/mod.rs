@@ -16,15 +16,16 @@ use turnctl::pki::{Ca, Identity, create_ca};
 use turnpike_proto::v1::admin_server::{Admin, AdminServer};
 use turnpike_proto::v1::steering_server::{Steering, SteeringServer};
 use turnpike_proto::v1::{
-    Allocation, AllocationUsage, CordonedNode, Credential, CredentialsRequest, DiscoverRequest, DiscoverResponse,
-    DrainNodesRequest, DrainNodesResponse, Event, EventsRequest, ExplainRequest, ExplainResponse, GetAllocationRequest,
-    Key, KeyState, ListAllocationsRequest, ListAllocationsResponse, ListKeysRequest, ListKeysResponse,
-    ListLinksRequest, ListLinksResponse, ListNodesRequest, ListNodesResponse, ListUsageRequest, ListUsageResponse,
-    NetcheckTarget, NetcheckTargetsRequest, NetcheckTargetsResponse, Node, NodeDrain, NodeState, RegionsRequest,
-    RegionsResponse, ReinstateRelayRequest, ReinstateRelayResponse, RelaySettings, ReportNetcheckRequest,
-    ReportNetcheckResponse, RetireKeyRequest, RetireKeyResponse, RevokeAllocationRequest, RevokeAllocationResponse,
-    RevokeRelayRequest, RevokeRelayResponse, RevokedRelay, RotateKeysRequest, RotateKeysResponse, StatusRequest,
-    StatusResponse, UncordonNodesRequest, UncordonNodesResponse, WatchRequest, WatchResponse,
+    Allocation, AllocationUsage, AuditAction, CordonedNode, Credential, CredentialsRequest, DiscoverRequest,
+    DiscoverResponse, DrainNodesRequest, DrainNodesResponse, Event, EventsRequest, ExplainRequest, ExplainResponse,
+    GetAllocationRequest, Key, KeyState, ListAllocationsRequest, ListAllocationsResponse, ListAuditRequest,
+    ListAuditResponse, ListKeysRequest, ListKeysResponse, ListLinksRequest, ListLinksResponse, ListNodesRequest,
+    ListNodesResponse, ListUsageRequest, ListUsageResponse, NetcheckTarget, NetcheckTargetsRequest,
+    NetcheckTargetsResponse, Node, NodeDrain, NodeState, RegionsRequest, RegionsResponse, ReinstateRelayRequest,
+    ReinstateRelayResponse, RelaySettings, ReportNetcheckRequest, ReportNetcheckResponse, RetireKeyRequest,
+    RetireKeyResponse, RevokeAllocationRequest, RevokeAllocationResponse, RevokeRelayRequest, RevokeRelayResponse,
+    RevokedRelay, RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse, UncordonNodesRequest,
+    UncordonNodesResponse, WatchRequest, WatchResponse,
 };
 
 /// What the controller answers with.
@@ -47,6 +48,9 @@ pub(crate) struct World {
     pub(crate) links: ListLinksResponse,
     pub(crate) targets: Vec<NetcheckTarget>,
     pub(crate) reported: Vec<ReportNetcheckRequest>,
+    pub(crate) actions: Vec<AuditAction>,
+    /// A second and this many packets pass between two looks at the nodes.
+    pub(crate) packets_per_second: u64,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -169,7 +173,13 @@ impl Admin for Answers {
 
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         let region = request.into_inner().region;
-        let mut nodes = self.world().nodes.clone();
+        let mut world = self.world();
+        let packets = world.packets_per_second;
+        for node in world.nodes.iter_mut().filter(|_| packets > 0) {
+            node.last_report_at += 1000;
+            node.load.get_or_insert_default().packets += packets;
+        }
+        let mut nodes = world.nodes.clone();
         nodes.retain(|node| region.is_empty() || node.region == region);
         Ok(Response::new(ListNodesResponse { nodes }))
     }
@@ -310,6 +320,11 @@ impl Admin for Answers {
         let before = world.links.revoked.len();
         world.links.revoked.retain(|revoked| revoked.node_id != node_id);
         Ok(Response::new(ReinstateRelayResponse { unchanged: world.links.revoked.len() == before }))
+    }
+
+    async fn list_audit(&self, request: Request<ListAuditRequest>) -> Result<Response<ListAuditResponse>, Status> {
+        let limit = request.into_inner().limit as usize;
+        Ok(Response::new(ListAuditResponse { actions: self.world().actions.iter().take(limit).cloned().collect() }))
     }
 
     async fn uncordon_nodes(
