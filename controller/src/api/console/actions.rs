@@ -107,7 +107,7 @@ async fn explain(State((health, _)): Shared, params: Params) -> Answer {
         node: String,
         region: String,
         rtt_ms: u32,
-        basis: &'static str,
+        basis: String,
         age_s: Option<u64>,
         load_permille: u64,
         penalty_ms: u64,
@@ -119,11 +119,9 @@ async fn explain(State((health, _)): Shared, params: Params) -> Answer {
         place: Option<usize>,
     }
     let row = |node: Considered| {
-        let (basis, age_s) = match node.rtt.basis {
-            Basis::Measured { age } => ("measured", Some(age.as_secs())),
-            Basis::Geo => ("geo", None),
-            Basis::Regions => ("regions", None),
-            Basis::Unknown => ("unknown", None),
+        let age_s = match node.rtt.basis {
+            Basis::Measured { age } | Basis::Neighbours { age } => Some(age.as_secs()),
+            Basis::Geo | Basis::Regions | Basis::Unknown => None,
         };
         let place = match node.outcome {
             Outcome::Chosen { place } => Some(place),
@@ -133,7 +131,7 @@ async fn explain(State((health, _)): Shared, params: Params) -> Answer {
             node: node.node_id,
             region: node.region,
             rtt_ms: node.rtt.rtt_ms,
-            basis,
+            basis: node.rtt.basis.to_string(),
             age_s,
             load_permille: node.load_permille,
             penalty_ms: node.penalty_ms,

@@ -316,7 +316,7 @@ fn untrusted(chain: &mut X509StoreContextRef) -> Untrusted {
 
 /// The common name and the organization of who has this name; all there is, where it has neither.
 fn in_words(name: &X509NameRef) -> String {
-    let entry = |nid| Some(name.entries_by_nid(nid).next()?.data().to_string().ok()?);
+    let entry = |nid| name.entries_by_nid(nid).next()?.data().to_string().ok();
     match (entry(Nid::COMMONNAME), entry(Nid::ORGANIZATIONNAME)) {
         (Some(name), Some(organization)) if name != organization => format!("{name:?} of {organization:?}"),
         (Some(name), _) | (None, Some(name)) => format!("{name:?}"),
