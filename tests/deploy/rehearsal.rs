@@ -269,7 +269,8 @@ fn kubectl_knows(words: &[&str]) -> Result<()> {
         ["port-forward", pod, port] => {
             let container = pod_of(pod)?["spec"]["template"]["spec"]["containers"][0].clone();
             let ports = container["ports"].as_array().context("ports")?;
-            ensure!(ports.iter().any(|open| open["containerPort"].to_string() == port), "{pod} has no port {port}");
+            let wanted: u64 = port.parse()?;
+            ensure!(ports.iter().any(|open| open["containerPort"] == wanted), "{pod} has no port {port}");
         }
         ["exec", pod] => {
             let container = pod_of(pod)?["spec"]["template"]["spec"]["containers"][0].clone();
