@@ -161,7 +161,7 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("no SigCgt")?;
         let caught = u64::from_str_radix(caught.trim(), 16)?;
-        ensure!(caught >> (signal as i32 - 1) & 1 == 1, "{} does not catch {signal}", self.name);
+        ensure!((caught >> (signal as i32 - 1)) & 1 == 1, "{} does not catch {signal}", self.name);
         Ok(())
     }
 

@@ -144,7 +144,7 @@ impl Relay {
             let status = std::fs::read_to_string(&status).expect("it runs");
             let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a line");
             let caught = u64::from_str_radix(caught.trim(), 16).expect("a bit for each signal");
-            (caught >> (SIGTERM - 1) & 1 == 1).then_some(())
+            ((caught >> (SIGTERM - 1)) & 1 == 1).then_some(())
         });
     }
 
