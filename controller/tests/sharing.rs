@@ -1,6 +1,8 @@
 //! What clients measure at one replica counts at the others, and after a restart; over both stores.
 
 mod etcd;
+#[path = "../src/fleet/sample.rs"]
+mod sample;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +13,6 @@ use controller::sharing::Sharing;
 use controller::steering::{Query, Steering, Terms};
 use controller::store::{EmbeddedStore, MAX_PAGE, Store};
 use etcd::{Etcd, connect};
-use turn_core::Transport;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -84,28 +85,7 @@ fn knows(steering: &Steering, fleet: &Snapshot, client: IpAddr) -> bool {
 
 fn fleet(regions: &[&str]) -> Snapshot {
     let node = |region: &&str| {
-        let ip = IpAddr::from([198, 51, 100, 1]);
-        let listener = NodeListener { transport: Transport::Udp, address: (ip, 3478).into(), ip_in_certificate: false };
-        let record = NodeRecord {
-            node_id: format!("{region}-1"),
-            region: (*region).to_owned(),
-            zone: String::new(),
-            version: String::new(),
-            relay_address: ip,
-            relay_ips: vec![ip],
-            listeners: vec![listener],
-            public_host: String::new(),
-            relay_ports: (49152, 65535),
-            workers: 1,
-            max_allocations: 0,
-            boot_id: String::new(),
-            registered_at: 0,
-            lease: 0,
-            standby: false,
-            waiting: false,
-            backbone: Vec::new(),
-            cluster_only: false,
-        };
+        let record = sample::node_record(&format!("{region}-1"), region, IpAddr::from([198, 51, 100, 1]));
         let view = NodeView { record, epoch: 1, load: LoadRecord::default(), drain: None };
         (view.record.node_id.clone(), view)
     };

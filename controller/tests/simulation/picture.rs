@@ -21,13 +21,17 @@ pub(crate) fn draw(outcomes: &[Outcome]) -> String {
         TOP + HEIGHT + 70.0 + 18.0 * outcomes.len().div_ceil(3) as f64
     );
     let most_load = outcomes.iter().map(|it| it.highest).fold(1.2, f64::max).min(3.0);
-    let most_rtt = outcomes.iter().map(|it| it.mean_rtt).fold(0.0, f64::max) * 1.1;
+    // What is farther is drawn at the edge: the legend has the numbers.
+    let least_rtt = outcomes.iter().map(|it| it.mean_rtt).fold(f64::MAX, f64::min);
+    let most_rtt = (least_rtt * 2.5 / 10.0).ceil() * 10.0;
 
     frame(&mut svg, LEFT, "mean round trip, ms", "fullest relay at any time, % of what it carries");
     scale(&mut svg, LEFT, most_rtt, 1.0, most_load);
     for (it, colour) in outcomes.iter().zip(COLOURS) {
-        let (x, y) =
-            (LEFT + it.mean_rtt / most_rtt * WIDTH, TOP + HEIGHT * (1.0 - it.highest.min(most_load) / most_load));
+        let (x, y) = (
+            LEFT + it.mean_rtt.min(most_rtt) / most_rtt * WIDTH,
+            TOP + HEIGHT * (1.0 - it.highest.min(most_load) / most_load),
+        );
         let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"6\" fill=\"{colour}\"/>");
     }
 
@@ -85,8 +89,8 @@ fn frame(svg: &mut String, left: f64, across: &str, up: &str) {
 
 /// Numbers at the axes, and a line at what a relay carries.
 fn scale(svg: &mut String, left: f64, most_across: f64, full: f64, most_up: f64) {
-    for i in 0..=4 {
-        let share = f64::from(i) / 4.0;
+    for i in 0..=5 {
+        let share = f64::from(i) / 5.0;
         let _ = writeln!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{:.0}</text>\n\

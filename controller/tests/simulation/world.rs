@@ -1,10 +1,12 @@
 //! The world of the simulation: regions, relays, clients' networks, and the truth about them.
 
+#[path = "../../src/fleet/sample.rs"]
+mod sample;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use controller::fleet::{LoadRecord, NodeListener, NodeRecord, NodeView, Snapshot};
 use controller::steering::{Place, Terms};
-use turn_core::Transport;
 
 use crate::networks::{self, Network, Runs, Spot};
 
@@ -139,29 +141,10 @@ impl World {
 
     fn node(&self, relay: usize) -> NodeView {
         let ip = IpAddr::from(Ipv4Addr::from_bits(0xC612_0000 + relay as u32));
-        let address = (ip, 3478).into();
-        let listener = NodeListener { transport: Transport::Udp, address, ip_in_certificate: false };
+        let region = self.region_names[self.region_of[relay]];
+        let record = sample::node_record(&self.id(relay), region, ip);
         NodeView {
-            record: NodeRecord {
-                node_id: self.id(relay),
-                region: self.region_names[self.region_of[relay]].to_owned(),
-                zone: String::new(),
-                version: String::new(),
-                relay_address: ip,
-                relay_ips: vec![ip],
-                listeners: vec![listener],
-                public_host: String::new(),
-                relay_ports: (49152, 65535),
-                workers: 2,
-                max_allocations: self.capacity[relay],
-                boot_id: String::new(),
-                registered_at: 0,
-                lease: 0,
-                standby: false,
-                waiting: false,
-                backbone: Vec::new(),
-                cluster_only: false,
-            },
+            record: NodeRecord { workers: 2, max_allocations: self.capacity[relay], ..record },
             epoch: 1,
             load: LoadRecord::default(),
             drain: None,
