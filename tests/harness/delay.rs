@@ -32,7 +32,7 @@ impl Delay {
                 let inside = match clients.get(&client) {
                     Some(inside) => inside.clone(),
                     None => {
-                        let Ok(inside) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await else { continue };
+                        let Ok(inside) = UdpSocket::bind((inside_of(server), 0)).await else { continue };
                         let inside = Arc::new(inside);
                         clients.insert(client, inside.clone());
                         ways.spawn(back(inside.clone(), outside.clone(), client, round_trip / 2));
@@ -49,6 +49,11 @@ impl Delay {
         });
         Ok(Self { _tasks: tasks })
     }
+}
+
+/// The address of a socket that reaches the server.
+fn inside_of(server: SocketAddr) -> Ipv4Addr {
+    if server.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }
 }
 
 async fn back(inside: Arc<UdpSocket>, outside: Arc<UdpSocket>, client: SocketAddr, late: Duration) {
