@@ -9,6 +9,7 @@ use harness::cluster::{Cluster, HTTP, RelayOptions, Store, target_directory};
 use harness::picture::Picture;
 use harness::place::Place;
 use harness::{Host, call_page, eventually, run_within};
+use serde_json::Value;
 
 use crate::steering::{handed_out, until_handed_out};
 
@@ -29,6 +30,7 @@ fn an_operator_runs_the_cluster_from_the_console() -> Result<()> {
         let more = format!(
             "console_keys = [{{ name = \"olga\", role = \"operator\", key = {OPERATOR:?} }}, \
              {{ name = \"vera\", role = \"viewer\", key = {VIEWER:?} }}]\n\
+             log_format = \"json\"\n\
              distances = [{{ from = \"eu\", to = \"us\", ms = 90 }}]\n\
              regions = [{{ name = \"eu\", latitude = 50.1, longitude = 8.7 }}, {{ name = \"us\", latitude = 39.0, longitude = -77.5 }}]"
         );
@@ -106,8 +108,34 @@ fn an_operator_runs_the_cluster_from_the_console() -> Result<()> {
         let audit = cluster.turnctl_json(&Host::Machine, &["audit"]).await?;
         let actions = audit["actions"].as_array().map_or(0, Vec::len);
         ensure!(actions == 7, "three drains, a refused one and three taken back: {audit}");
-        Ok(())
+        logged(&fs::read_to_string(test.file("controller-1.log"))?)
     })
+}
+
+/// The same seven in the log of the controller, which is of JSON: when, who, by what, what, on what, how it ended.
+fn logged(log: &str) -> Result<()> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let audit: Vec<Value> = lines.filter(|line| line["target"] == "audit").collect();
+    ensure!(audit.len() == 7, "{audit:#?}");
+    let is = |line: &Value, action: &str, on: &str, outcome: &str| {
+        let fields = &line["fields"];
+        line["timestamp"].is_string()
+            && fields["caller"] == "operator/olga"
+            && fields["via"] == "console"
+            && (&fields["action"], &fields["on"], &fields["outcome"]) == (&action.into(), &on.into(), &outcome.into())
+    };
+    let told = [
+        ("drain", "eu-2", "done"),
+        ("uncordon", "eu-2", "done"),
+        ("drain", "us-1", "failed"),
+        ("drain", "us-1", "done"),
+        ("uncordon", "us-1", "done"),
+        ("drain", "eu-1", "done"),
+        ("uncordon", "eu-1", "done"),
+    ];
+    let as_told = audit.iter().zip(told).all(|(line, (action, on, outcome))| is(line, action, on, outcome));
+    ensure!(as_told, "{audit:#?}");
+    Ok(())
 }
 
 async fn sign_in(page: &Page, key: &str) -> Result<()> {
