@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long packets gather; the kernel adds some 55 us.
-const REST: Duration = Duration::from_micros(75);
+const REST: Duration = Duration::from_micros(100);
 /// As many packets at once are gathered enough.
 const GATHERED: u32 = 16;
 /// Packets a second from which on resting pays.
