@@ -1,6 +1,6 @@
 //! What clients have measured, shared between replicas and kept over their restarts: `measured/<network>`, unleased.
 //!
-//! Each replica writes the networks that were reported to it, at most [`BATCH`] a second in one transaction and each at most
+//! Each replica writes the networks that were reported to it, at most 64 a second in one transaction and each at most
 //! once a minute, and takes those of the others by a watch into the table that it answers from. Of two that write one network
 //! at the same moment one is lost until the next report, which costs less than a guard. The replica that sweeps removes what is
 //! older than a day, and what is too much.
