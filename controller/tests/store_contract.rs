@@ -376,6 +376,7 @@ mod etcd_only {
         let mut etcd = Etcd::start().await;
         let store = connect(&etcd.endpoint()).await;
         let mut watch = store.watch("a").await.expect("a watch");
+        assert_eq!(next(&mut watch).await, WatchEvent::Synced);
         etcd.kill();
         // What is sent into a connection that has broken without a word may have been applied: nobody repeats that.
         assert_eq!(next(&mut watch).await, WatchEvent::Reset);

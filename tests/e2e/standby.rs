@@ -229,6 +229,12 @@ fn usage_is_handed_over_neither_lost_nor_counted_twice() -> Result<()> {
 
         let mut eve = begin(&stage, "eve").await?;
         let before = eve.packets;
+        // What a machine takes with it before the store has it is lost (P2).
+        eventually("her allocation is stored", Duration::from_secs(5), async || {
+            ensure!(stage.cluster.allocations(&host).await?.len() == 1, "not yet");
+            Ok(())
+        })
+        .await?;
         stage.cable.cut(true).await?;
         stage.is("eu-9", "ready").await?;
         eve.client.refresh(600).await?;
