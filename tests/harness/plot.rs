@@ -31,7 +31,12 @@ const HEIGHT: f64 = 440.0;
 /// Left, top, right and bottom of the drawing.
 const FRAME: [f64; 4] = [70.0, 40.0, 700.0, 380.0];
 /// Told apart in every kind of colour blindness (Okabe and Ito).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555"];
+const COLOURS: [&str; 9] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#882255", "#000000"];
+/// Names in a row of the legend.
+const ROW: usize = 5;
+/// A bar that is narrower has no room for its value above it.
+const LABELLED: f64 = 24.0;
 
 impl Chart {
     /// The picture.
@@ -153,8 +158,9 @@ impl Bars {
             svg.rule(y(value), step == 0);
         }
         for (index, name) in self.names.iter().enumerate() {
-            let across = left + 14.0 + (right - left) * index as f64 / self.names.len() as f64;
-            svg.text(across, HEIGHT - 12.0, "start", COLOURS[index % COLOURS.len()], name);
+            let across = left + 14.0 + (right - left) * (index % ROW) as f64 / self.names.len().min(ROW) as f64;
+            let down = bottom + 36.0 + 16.0 * (index / ROW) as f64;
+            svg.text(across, down, "start", COLOURS[index % COLOURS.len()], name);
         }
         let group = (right - left) / self.groups.len().max(1) as f64;
         let wide = group * 0.8 / self.names.len().max(1) as f64;
@@ -165,7 +171,9 @@ impl Bars {
                 let Some(value) = value else { continue };
                 let (x, y) = (from + wide * bar as f64, y(*value));
                 svg.bar([x, y, wide * 0.9, bottom - y], COLOURS[bar % COLOURS.len()]);
-                svg.text(x + wide * 0.45, y - 4.0, "middle", "#555", &format!("{value:.1}"));
+                if wide >= LABELLED {
+                    svg.text(x + wide * 0.45, y - 4.0, "middle", "#555", &format!("{value:.1}"));
+                }
             }
         }
         svg.end()
