@@ -216,10 +216,7 @@ fn basis(basis: Basis) -> v1::EstimateBasis {
 }
 
 fn considered(node: Considered) -> v1::ConsideredRelay {
-    let age = match node.rtt.basis {
-        Basis::Measured { age } | Basis::Neighbours { age } => age.as_secs(),
-        _ => 0,
-    };
+    let age = node.rtt.basis.age().map_or(0, |age| age.as_secs());
     let place = match node.outcome {
         Outcome::Chosen { place } => place,
         _ => 0,

@@ -29,6 +29,16 @@ pub enum Basis {
     Unknown,
 }
 
+impl Basis {
+    /// Age of the newest measurement, where it rests on any.
+    pub fn age(self) -> Option<Duration> {
+        match self {
+            Self::Measured { age } | Self::Neighbours { age } => Some(age),
+            Self::Geo | Self::Regions | Self::Unknown => None,
+        }
+    }
+}
+
 impl fmt::Display for Basis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -29,7 +29,6 @@ use crate::fleet::unix_ms;
 use crate::health::Health;
 use crate::identity::{Identity, Role};
 use crate::replica::Replica;
-use crate::steering::estimate::Basis;
 use crate::steering::{Considered, Outcome};
 
 /// Allocations found at most.
@@ -119,10 +118,6 @@ async fn explain(State((health, _)): Shared, params: Params) -> Answer {
         place: Option<usize>,
     }
     let row = |node: Considered| {
-        let age_s = match node.rtt.basis {
-            Basis::Measured { age } | Basis::Neighbours { age } => Some(age.as_secs()),
-            Basis::Geo | Basis::Regions | Basis::Unknown => None,
-        };
         let place = match node.outcome {
             Outcome::Chosen { place } => Some(place),
             _ => None,
@@ -132,7 +127,7 @@ async fn explain(State((health, _)): Shared, params: Params) -> Answer {
             region: node.region,
             rtt_ms: node.rtt.rtt_ms,
             basis: node.rtt.basis.to_string(),
-            age_s,
+            age_s: node.rtt.basis.age().map(|age| age.as_secs()),
             load_permille: node.load_permille,
             penalty_ms: node.penalty_ms,
             session_ms: node.session_ms,
