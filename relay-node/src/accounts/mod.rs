@@ -30,7 +30,7 @@ use turn_core::{AccountId, AllocationId, EndReason};
 
 pub use self::row::{Ended, Totals};
 use self::row::{Flags, Header};
-use crate::sys::rows::{ROW, Row, Rows, memory_file};
+use crate::sys::rows::{ROW, Rows, memory_file};
 
 /// Rows that get their place on the disk at a time.
 const STEP: u32 = 1024;
@@ -243,10 +243,12 @@ impl Accounts {
 
     /// USERNAME of a row's allocation; empty if it cannot be read.
     pub fn user(&self, usage: &Usage) -> Vec<u8> {
-        let of_usage = |row: &&Row| row::origin(row) == usage.origin;
-        let row = self.rows.get(usage.index);
-        if let Some(name) = row.filter(of_usage).and_then(row::name) {
-            return if row.is_some_and(|row| of_usage(&row)) { name } else { Vec::new() };
+        if let Some(row) = self.rows.get(usage.index)
+            && row::origin(row) == usage.origin
+            && let Some(name) = row::name(row)
+        {
+            // Another allocation may have got the row meanwhile.
+            return if row::origin(row) == usage.origin { name } else { Vec::new() };
         }
         if let Some(name) = self.lock().unwritten.get(&usage.index) {
             return name.to_vec();

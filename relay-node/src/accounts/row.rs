@@ -137,7 +137,7 @@ pub(super) fn origin(row: &Row) -> u64 {
 pub(super) fn name(row: &Row) -> Option<Vec<u8>> {
     let words = [FLAGS, NAME, NAME + 1].map(|word| load(row, word).to_le_bytes());
     let [_, length, name @ ..] = words.as_flattened() else { return None };
-    (*length != 0).then(|| name.get(..usize::from(*length)).map(<[u8]>::to_vec))?
+    name.get(..usize::from(*length)).filter(|name| !name.is_empty()).map(<[u8]>::to_vec)
 }
 
 pub(super) fn end(row: &Row, ended: Ended) {

@@ -7,8 +7,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use socket2::{Domain, Socket, Type};
+use turn_core::Transport;
 
+use super::listen::new_socket;
 use super::relayed::Relayed;
 use super::udp::Turn;
 use super::worker::Worker;
@@ -69,10 +70,7 @@ impl Relayed {
 /// A socket that sends from an address. What arrives there and is not steered is from nobody who may, and nobody reads
 /// it: there is room for one datagram.
 fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
+    let socket = new_socket(Transport::Udp, address)?;
     socket.set_recv_buffer_size(1)?;
     set_fragmentation(socket.as_fd(), address.is_ipv6(), Fragmentation::Allowed)?;
     set_freebind(socket.as_fd(), address.is_ipv6())?;

@@ -94,9 +94,10 @@ fn probe(transport: Transport, address: SocketAddr, moves: bool) -> io::Result<(
     Ok(())
 }
 
-fn new_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
+/// A socket for an address, which it does not bind yet.
+pub(super) fn new_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
     let kind = if transport.is_stream() { Type::STREAM } else { Type::DGRAM };
-    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -104,7 +105,6 @@ fn new_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
         // Connections of the process before this one linger in TIME_WAIT.
         socket.set_reuse_address(true)?;
     }
-    socket.set_nonblocking(true)?;
     Ok(socket)
 }
 

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 use turn_core::{
     ClaimError, ConnectError, ConnectionId, DropReason, Family, Input, PeerAddr, PeerConnectionId, PeerEvent,
-    RelayedAddr, WorkerId,
+    RelayedAddr, Transport, WorkerId,
 };
 
+use super::listen;
 use super::peer_table::{Claimed, Letter, PeerTable, Waiting};
 use super::relayed::{Routes, TcpRoute};
 use super::worker::{Token, Worker};
@@ -308,13 +309,7 @@ fn begin(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn new_socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // Connections of an allocation before this one linger in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
+    let socket = listen::new_socket(Transport::Tcp, address)?;
     set_freebind(socket.as_fd(), address.is_ipv6())?;
     Ok(socket)
 }

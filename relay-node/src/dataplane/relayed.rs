@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use socket2::{Domain, Socket, Type};
 use turn_core::wire::attribute::ReservationToken;
 use turn_core::{
     AccountId, AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, Meters,
-    Now, PeerAddr, PeerConnectionId, PeerTransport, RESERVED_FOR, RelayedAddr, Route, Ticket, WorkerId,
+    Now, PeerAddr, PeerConnectionId, PeerTransport, RESERVED_FOR, RelayedAddr, Route, Ticket, Transport, WorkerId,
 };
 
 use super::RelayIp;
+use super::listen::new_socket;
 use super::members::MemberRoutes;
 use super::packet::Appetite;
 use super::peer_table::PeerTable;
@@ -430,9 +430,8 @@ impl Host for Relayed {
 
 /// A socket for a relayed address of its own.
 pub(super) fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
+    let socket = new_socket(Transport::Udp, address)?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
         socket.set_recv_tclass_v6(true)?;
     } else {
         socket.set_recv_tos_v4(true)?;

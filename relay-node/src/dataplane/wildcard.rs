@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
-use turn_core::{Input, PeerAddr, RelayedAddr};
+use turn_core::{Input, PeerAddr, RelayedAddr, Transport};
 
 use super::DataplaneConfig;
 use super::burst::Senders;
 use super::counters::Loss;
+use super::listen::new_socket;
 use super::outgoing::{Outgoing, OutgoingQueue};
 use super::packet::Packets;
 use super::relayed::{self, Relayed};
@@ -73,7 +74,7 @@ struct Place {
 }
 
 /// When each port was last seen to be free. A program that binds one later goes unnoticed, for as long as an allocation
-/// lasts: a look is good for a while after it, too. It is half of what allocating costs.
+/// lasts: a look is good for a while after it, too, and costs three system calls.
 struct Probes {
     start: Instant,
     /// Seconds since the start, plus one; of IPv4 first.
@@ -92,7 +93,7 @@ impl Probes {
         if last != 0 && seconds - (last - 1).min(seconds) < PROBE_SECONDS {
             return Ok(());
         }
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+        let socket = new_socket(Transport::Udp, address)?;
         set_freebind(socket.as_fd(), address.is_ipv6())?;
         socket.bind(&address.into())?;
         seen.store(seconds + 1, Ordering::Relaxed);
