@@ -15,7 +15,7 @@ use super::listen::{Listener, ListenerSocket};
 use super::outgoing::{Body, Outgoing, Target};
 use super::packet::PacketRef;
 use super::ring::Meaning;
-use super::udp::Turn;
+use super::udp::{Turn, Way};
 use super::worker::Worker;
 
 /// Where a packet came from.
@@ -26,8 +26,9 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    fn input(self, packet: &[u8]) -> Input<'_> {
-        match self {
+    #[inline]
+    fn input<'a>(&self, packet: &'a [u8]) -> Input<'a> {
+        match *self {
             Self::Client { from, path, ip } => Input::FromClient { from, path, packet, ip },
             Self::Peer { relayed, from, ip } => Input::FromPeer { relayed, from, packet, ip },
         }
@@ -35,19 +36,18 @@ impl Origin {
 }
 
 /// What came of a verdict.
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub(super) enum Applied {
     /// It is on its way, or there was nothing to send.
     Done,
     /// It came to nothing.
     Dropped,
-    /// It is for another allocation of this worker.
-    Again(Origin, PacketRef),
 }
 
 /// The bytes of something to send, and how.
 #[derive(Clone, Copy)]
-pub(super) struct Gathered {
-    pub(super) head: Head,
+pub(super) struct Gathered<'a> {
+    pub(super) head: &'a Head,
     pub(super) body: Body,
     pub(super) padding: u8,
     pub(super) ip: IpMeta,
@@ -56,10 +56,10 @@ pub(super) struct Gathered {
     pub(super) account: AccountId,
 }
 
-impl Gathered {
+impl Gathered<'_> {
     /// What is no application data.
     pub(super) fn answer(body: Body) -> Self {
-        Self { head: Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None, account: AccountId::NONE }
+        Self { head: &Head::EMPTY, body, padding: 0, ip: IpMeta::default(), direction: None, account: AccountId::NONE }
     }
 }
 
@@ -73,81 +73,68 @@ pub(super) fn listener_of(path: Path) -> Option<usize> {
 
 impl Worker {
     /// Hands a packet to the core and applies what it says. Whether the packet was of use.
-    pub(super) fn feed(&mut self, mut origin: Origin, mut packet: PacketRef) -> bool {
-        if let Origin::Client { from, .. } = &origin
+    pub(super) fn feed(&mut self, origin: &Origin, packet: PacketRef) -> bool {
+        if let Origin::Client { from, .. } = origin
             && let Some(worker) = self.served_elsewhere(from)
         {
             return self.pass_on(worker, origin, packet);
         }
         let stray = match origin {
-            Origin::Client { from, path: Path::Listener(_), ip } if self.backbone.is_some() => Some((from, ip)),
+            Origin::Client { from, path: Path::Listener(_), ip } if self.backbone.is_some() => Some((from, *ip)),
             _ => None,
         };
         if let Some((from, ip)) = stray
-            && self.asks_of_elsewhere(&from, packet)
+            && self.asks_of_elsewhere(from, packet)
             && self.pass_to_owner(from, ip, packet)
         {
             return true;
         }
-        // A packet for another allocation of this worker goes in once more, as from a peer; from there it can only go
-        // to a client.
-        for _ in 0..2 {
-            let input = origin.input(self.packets.bytes(packet));
-            let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
-            if let Verdict::Elsewhere(worker) = verdict {
-                return self.pass_on(worker, origin, packet);
+        let input = origin.input(self.packets.bytes(packet));
+        let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+        match verdict {
+            Verdict::Elsewhere(worker) => return self.pass_on(worker, origin, packet),
+            Verdict::Drop(DropReason::NoAllocation) => {
+                if let Some((from, ip)) = stray
+                    && self.pass_to_owner(from, ip, packet)
+                {
+                    return true;
+                }
             }
-            if let (Verdict::Drop(DropReason::NoAllocation), Origin::Client { .. }) = (&verdict, origin)
-                && let Some((from, ip)) = stray
-                && self.pass_to_owner(from, ip, packet)
-            {
-                return true;
-            }
-            let applied = self.apply(verdict, packet);
-            self.drain_outputs();
-            match applied {
-                Applied::Done => return true,
-                Applied::Dropped => return false,
-                Applied::Again(next, payload) => (origin, packet) = (next, payload),
-            }
+            _ => {}
         }
-        self.counters.dropped(DropReason::Unexpected);
-        false
+        let applied = self.apply(&verdict, packet);
+        self.drain_outputs();
+        applied == Applied::Done
     }
 
     /// Hands in what is no packet.
     pub(super) fn handle(&mut self, input: Input<'_>) {
         let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
-        self.apply(verdict, PacketRef::EMPTY);
+        self.apply(&verdict, PacketRef::EMPTY);
         self.drain_outputs();
     }
 
-    fn apply(&mut self, verdict: Verdict, packet: PacketRef) -> Applied {
+    fn apply(&mut self, verdict: &Verdict, packet: PacketRef) -> Applied {
         match verdict {
             Verdict::Send { out, head, payload, padding, ip, account } => {
-                let body = Body::Packet(packet.range(payload.clone()));
+                let (payload, padding, ip, account) = (packet.range(payload.clone()), *padding, *ip, *account);
+                let gathered = |direction| {
+                    let body = Body::Packet(payload);
+                    Gathered { head, body, padding, ip, direction: Some(direction), account }
+                };
                 match out {
-                    Out::Client { to, path } => {
-                        let direction = Some(Direction::ToClient);
-                        self.queue_to_client(to, path, Gathered { head, body, padding, ip, direction, account })
-                    }
+                    Out::Client { to, path } => self.queue_to_client(to, path, &gathered(Direction::ToClient)),
                     Out::Peer { via, to } => {
                         let Some(key) = self.relayed.find(via.bound) else {
                             self.counters.dropped(DropReason::NoAllocation);
                             return Applied::Dropped;
                         };
-                        let direction = Some(Direction::ToPeer);
-                        let gathered = Gathered { head, body, padding, ip, direction, account };
-                        self.queue(Target::Relayed(key), to.socket_addr(), None, gathered);
+                        self.queue(Target::Relayed(key), to.socket_addr(), None, &gathered(Direction::ToPeer));
                         Applied::Done
                     }
-                    Out::Worker { worker, via, to } => {
-                        let payload = packet.range(payload);
-                        self.hand_over(worker, (via, account), to, head, payload, ip)
-                    }
+                    Out::Worker { worker, via, to } => self.hand_over(*worker, (via, account), *to, head, payload, ip),
                     Out::Member { member, via, to } => {
-                        let payload = packet.range(payload);
-                        self.send_to_member(member, (via, account), to, head, payload, ip)
+                        self.send_to_member(*member, (via, account), *to, head, payload, ip)
                     }
                 }
             }
@@ -157,29 +144,29 @@ impl Worker {
                     return Applied::Dropped;
                 };
                 let body = self.outgoing.copy_reply(self.server.reply());
-                self.queue_to_client(to, path, Gathered::answer(body))
+                self.queue_to_client(to, path, &Gathered::answer(body))
             }
             // Of packets from clients only, which go on by another way.
             Verdict::Elsewhere(_) | Verdict::Done => Applied::Done,
             Verdict::Drop(reason) => {
-                self.counters.dropped(reason);
+                self.counters.dropped(*reason);
                 Applied::Dropped
             }
         }
     }
 
-    pub(super) fn queue_to_client(&mut self, to: FiveTuple, path: Path, gathered: Gathered) -> Applied {
-        if let Path::Connection(id) = path
+    pub(super) fn queue_to_client(&mut self, to: &FiveTuple, path: &Path, gathered: &Gathered<'_>) -> Applied {
+        if let Path::Connection(id) = *path
             && let Some(applied) = self.queue_to_connection(to, id, gathered)
         {
             return applied;
         }
-        if let Some(applied) = self.queue_to_ingress(&to, path, &gathered) {
+        if let Some(applied) = self.queue_to_ingress(to, path, gathered) {
             return applied;
         }
         // The client is back here.
-        let path = match path {
-            Path::Ingress(_) => self.listener_for(to.server).map_or(path, Path::Listener),
+        let path = match *path {
+            Path::Ingress(_) => self.listener_for(to.server).map_or(*path, Path::Listener),
             other => other,
         };
         // Where sockets are bound to no address, it is said which one to send from.
@@ -228,21 +215,22 @@ impl Worker {
         u16::try_from(index).ok().map(ListenerId)
     }
 
-    pub(super) fn queue(&mut self, target: Target, to: SocketAddr, from: Option<IpAddr>, gathered: Gathered) {
-        let Gathered { head, body, padding, ip, direction, account } = gathered;
+    #[inline]
+    pub(super) fn queue(&mut self, target: Target, to: SocketAddr, from: Option<IpAddr>, gathered: &Gathered<'_>) {
+        let Gathered { head: &head, body, padding, ip, direction, account } = *gathered;
         let (tos, dont_fragment) = (ip.dscp_ecn, ip.dont_fragment);
         let outgoing = Outgoing { to, from, tos, dont_fragment, head, body, padding, direction, account };
         self.outgoing.push(target, outgoing);
     }
 
     /// From one allocation of this node to another: for the first it has left, as if by the kernel, whatever the second
-    /// says of it.
+    /// says of it. One of this worker goes on at once, as from a peer: from there to a client and nowhere else.
     fn hand_over(
         &mut self,
         worker: WorkerId,
-        (via, account): (RelayedAddr, AccountId),
+        (via, account): (&RelayedAddr, AccountId),
         to: PeerAddr,
-        head: Head,
+        head: &Head,
         payload: PacketRef,
         ip: IpMeta,
     ) -> Applied {
@@ -261,11 +249,19 @@ impl Worker {
             return Applied::Dropped;
         };
         self.counters.sent(Direction::ToPeer, payload.len(), account);
-        Applied::Again(Origin::Peer { relayed, from, ip }, payload)
+        let input = Input::FromPeer { relayed, from, packet: self.packets.bytes(payload), ip };
+        let verdict = self.server.handle_input(self.now, input, &mut self.relayed);
+        self.apply(&verdict, payload)
     }
 
     /// Copies a packet into the ring to another worker; a full ring drops it.
-    pub(super) fn send_to_worker(&mut self, worker: WorkerId, meaning: Meaning, head: Head, packet: PacketRef) -> bool {
+    pub(super) fn send_to_worker(
+        &mut self,
+        worker: WorkerId,
+        meaning: Meaning,
+        head: &Head,
+        packet: PacketRef,
+    ) -> bool {
         let parts = [head.as_slice(), self.packets.bytes(packet), &[]];
         let outbox = self.outboxes.get_mut(usize::from(worker.0)).and_then(Option::as_mut);
         let pushed = outbox.is_some_and(|outbox| outbox.push(meaning, parts).is_ok());
@@ -291,11 +287,14 @@ impl Worker {
                 break;
             }
             position = run.end;
-            if let Some(entry) = self.relayed.socket(key)
+            if let Some(socket) = self.relayed.connected(key, turn.outgoing, run.clone()) {
+                self.sender.send_run(Way::Connected(socket.as_fd()), run, turn, &mut self.counters);
+            } else if let Some(entry) = self.relayed.socket(key)
                 && let Some(socket) = &entry.socket
             {
                 let socket = (socket.as_fd(), entry.relayed.bound.is_ipv6());
-                self.sender.send_to_peers(socket, run, turn, &mut self.counters);
+                self.sender.send_to_peers(socket, run.clone(), turn, &mut self.counters);
+                self.relayed.learn(key, turn.outgoing, run);
             }
         }
         self.relayed.close_released();
@@ -309,7 +308,7 @@ impl Worker {
                 Target::Listener(index) => {
                     if let ListenerSocket::Udp(socket) = &self.listeners[index].socket {
                         let turn = Turn { outgoing: &self.outgoing, packets: &self.packets, now: self.now.mono };
-                        self.sender.send_run(socket.as_fd(), run, turn, &mut self.counters);
+                        self.sender.send_run(Way::Open(socket.as_fd()), run, turn, &mut self.counters);
                     }
                 }
                 // The first have left; of the others no record could be made.

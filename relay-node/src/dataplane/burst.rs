@@ -11,7 +11,7 @@ use turn_core::Transport;
 
 use super::listen::new_socket;
 use super::relayed::Relayed;
-use super::udp::Turn;
+use super::udp::{Turn, Way};
 use super::worker::Worker;
 use crate::sys::link::set_freebind;
 use crate::sys::socket::{Fragmentation, set_fragmentation};
@@ -46,7 +46,7 @@ impl Worker {
             return false;
         };
         let turn = Turn { outgoing: &self.outgoing, packets: &self.packets, now: self.now.mono };
-        self.sender.send_run(entry.as_fd(), items, turn, &mut self.counters);
+        self.sender.send_run(Way::Open(entry.as_fd()), items, turn, &mut self.counters);
         true
     }
 }

@@ -81,9 +81,9 @@ impl Worker {
     pub(super) fn send_to_member(
         &mut self,
         member: MemberId,
-        (via, account): (RelayedAddr, AccountId),
+        (via, account): (&RelayedAddr, AccountId),
         to: PeerAddr,
-        head: Head,
+        head: &Head,
         payload: PacketRef,
         ip: IpMeta,
     ) -> Applied {

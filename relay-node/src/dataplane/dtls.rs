@@ -320,7 +320,7 @@ impl Worker {
                 let request = self.dtls.cookies.request(from.client, from.server, &hello, now);
                 self.counters.hello_verify_requests += 1;
                 let body = self.outgoing.copy_reply(&request);
-                self.queue_to_client(from, way, Gathered::answer(body));
+                self.queue_to_client(&from, &way, &Gathered::answer(body));
                 return;
             }
             if let Some(key) = self.dtls.begin(&hello, from, way, now, &mut self.counters) {
@@ -392,7 +392,7 @@ impl Worker {
             };
             used += plain.len();
             self.dtls.speaking = Some(id);
-            let of_use = self.feed(Origin::Client { from, path: Path::Connection(id), ip }, plain);
+            let of_use = self.feed(&Origin::Client { from, path: Path::Connection(id), ip }, plain);
             self.dtls.speaking = None;
             if of_use && let Some(entry) = self.dtls.table.get_mut(key) {
                 entry.last_valid = self.now.mono;
@@ -433,7 +433,7 @@ impl Worker {
         let result = act(&mut entry.session, &mut exchange, &mut self.packets);
         for datagram in exchange.outgoing() {
             let body = self.outgoing.copy_reply(datagram);
-            self.queue_to_client(to, path, Gathered::answer(body));
+            self.queue_to_client(&to, &path, &Gathered::answer(body));
         }
         exchange.clear();
         self.dtls.exchange = exchange;

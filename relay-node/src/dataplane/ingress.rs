@@ -243,7 +243,7 @@ impl Worker {
 
     /// Passes a client's packet on to the member that has its allocation. Whether it is done with: else it is as of
     /// anybody.
-    pub(super) fn pass_to_owner(&mut self, from: FiveTuple, ip: IpMeta, packet: PacketRef) -> bool {
+    pub(super) fn pass_to_owner(&mut self, from: &FiveTuple, ip: IpMeta, packet: PacketRef) -> bool {
         let Some(backbone) = &mut self.backbone else { return false };
         match backbone.ingress.whose(from.client, self.now.mono) {
             Whose::Member(member) => {
@@ -277,7 +277,7 @@ impl Worker {
             backbone.ingress.heard_elsewhere(five_tuple, (member, server), self.now.mono);
         }
         // By this path it goes on to nobody else: one hop.
-        self.feed(Origin::Client { from: five_tuple, path: Path::Ingress(member), ip }, packet);
+        self.feed(&Origin::Client { from: five_tuple, path: Path::Ingress(member), ip }, packet);
     }
 
     /// The five-tuple of a UDP client that is served here, whichever address of this relay it allocated at.
@@ -316,14 +316,14 @@ impl Worker {
         }
         let source = self.listeners[listener].is_wildcard().then_some(server.ip());
         let gathered = Gathered { ip, ..Gathered::answer(Body::Packet(packet)) };
-        self.queue(Target::Listener(listener), client, source, gathered);
+        self.queue(Target::Listener(listener), client, source, &gathered);
     }
 
     /// Queues something for a client whose packets arrive at another member, if they do: an answer where its request came
     /// from, data once the client has settled there.
-    pub(super) fn queue_to_ingress(&mut self, to: &FiveTuple, path: Path, gathered: &Gathered) -> Option<Applied> {
+    pub(super) fn queue_to_ingress(&mut self, to: &FiveTuple, path: &Path, gathered: &Gathered<'_>) -> Option<Applied> {
         let ingress = &mut self.backbone.as_mut()?.ingress;
-        let (member, server) = match path {
+        let (member, server) = match *path {
             Path::Listener(_) => ingress.elsewhere(to.client)?,
             // An authenticated request has come by it: nothing has to settle.
             Path::Ingress(member) => {
@@ -332,7 +332,7 @@ impl Worker {
             }
             Path::Proxied(..) | Path::Connection(_) => return None,
         };
-        let Gathered { head, body, padding, ip, direction, account } = *gathered;
+        let Gathered { head: &head, body, padding, ip, direction, account } = *gathered;
         let what = Outbound::IngressReply { member, client: to.client, server, ip };
         let (tos, dont_fragment) = (ip.dscp_ecn, ip.dont_fragment);
         ingress.held.push((

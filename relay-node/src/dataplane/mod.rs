@@ -4,6 +4,7 @@ mod accept;
 mod apply;
 mod burst;
 mod commands;
+mod connected;
 mod counters;
 mod delivery;
 mod dtls;

@@ -31,32 +31,33 @@ pub(super) enum Crossing {
 
 impl Worker {
     /// The other worker that serves this client, if it is one that has moved.
+    #[inline]
     pub(super) fn served_elsewhere(&self, from: &FiveTuple) -> Option<WorkerId> {
         self.relayed.whereabouts().of_client(from).filter(|worker| *worker != self.id)
     }
 
     /// Hands a packet of a client to the worker that serves it. Whether it is on its way.
-    pub(super) fn pass_on(&mut self, worker: WorkerId, origin: Origin, packet: PacketRef) -> bool {
-        let Origin::Client { from, path, ip } = origin else {
+    pub(super) fn pass_on(&mut self, worker: WorkerId, origin: &Origin, packet: PacketRef) -> bool {
+        let Origin::Client { from, path, ip } = *origin else {
             return false;
         };
         self.counters.crossed += 1;
         let meaning = Meaning::Moved(Crossing::FromClient { from, path, ip });
-        self.send_to_worker(worker, meaning, Head::EMPTY, packet)
+        self.send_to_worker(worker, meaning, &Head::EMPTY, packet)
     }
 
     /// Queues for a connection of this worker, or hands to the worker that has it.
     pub(super) fn queue_to_connection(
         &mut self,
-        to: FiveTuple,
+        to: &FiveTuple,
         connection: ConnectionId,
-        gathered: Gathered,
+        gathered: &Gathered<'_>,
     ) -> Option<Applied> {
         let worker = owner_of(connection);
         if worker == self.id {
             return None;
         }
-        let Gathered { head, body, padding, ip, direction, account } = gathered;
+        let Gathered { head, body, padding, ip, direction, account } = *gathered;
         let account = account.crossed();
         if direction.is_none() {
             // The other worker does not wait for this one's journal.
@@ -69,7 +70,7 @@ impl Worker {
         // No head is longer.
         let length = head.as_slice().len() as u8;
         let meaning =
-            Meaning::Moved(Crossing::ToClient { to, connection, ip, head: length, padding, direction, account });
+            Meaning::Moved(Crossing::ToClient { to: *to, connection, ip, head: length, padding, direction, account });
         let parts = [head.as_slice(), bytes, &[]];
         let outbox = self.outboxes.get_mut(usize::from(worker.0)).and_then(Option::as_mut);
         if outbox.is_some_and(|outbox| outbox.push(meaning, parts).is_ok()) {
@@ -82,14 +83,14 @@ impl Worker {
     /// Takes what another worker sent because of a move.
     pub(super) fn take_moved(&mut self, crossing: Crossing, packet: PacketRef) {
         match crossing {
-            Crossing::FromClient { from, path, ip } => drop(self.feed(Origin::Client { from, path, ip }, packet)),
+            Crossing::FromClient { from, path, ip } => drop(self.feed(&Origin::Client { from, path, ip }, packet)),
             Crossing::ToClient { to, connection, ip, head, padding, direction, account } => {
                 let (front, payload) = (usize::from(head), packet.range(usize::from(head)..packet.len()));
                 let Some(head) = Head::from_slice(&self.packets.bytes(packet)[..front]) else {
                     return;
                 };
-                let gathered = Gathered { head, body: Body::Packet(payload), padding, ip, direction, account };
-                self.queue_to_client(to, Path::Connection(connection), gathered);
+                let gathered = Gathered { head: &head, body: Body::Packet(payload), padding, ip, direction, account };
+                self.queue_to_client(&to, &Path::Connection(connection), &gathered);
             }
             Crossing::Closed(connection) => self.handle(Input::Closed(connection)),
         }
@@ -102,7 +103,7 @@ impl Worker {
             // A ring without room loses it: the allocation then ends with its lifetime.
             Some(worker) => {
                 let meaning = Meaning::Moved(Crossing::Closed(connection));
-                self.send_to_worker(worker, meaning, Head::EMPTY, PacketRef::EMPTY);
+                self.send_to_worker(worker, meaning, &Head::EMPTY, PacketRef::EMPTY);
             }
         }
     }

@@ -72,7 +72,7 @@ impl Place {
 }
 
 /// Tells most destinations apart: it only says what stands next to what.
-fn few_bits(to: SocketAddr) -> u64 {
+pub(super) fn few_bits(to: SocketAddr) -> u64 {
     let ip = match to.ip() {
         IpAddr::V4(ip) => u64::from(ip.to_bits()),
         IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
@@ -248,16 +248,18 @@ impl OutgoingQueue {
         self.wire(position, packets).iter().map(|part| part.len()).sum()
     }
 
-    /// So many items from a position on, as the kernel takes them.
+    /// So many items from a position on, as the kernel takes them; by a socket that is connected, or by one that is not.
     pub(super) fn message<'a>(
         &'a self,
         position: usize,
         (count, segment): (usize, Option<u16>),
         packets: &'a Packets,
+        is_connected: bool,
     ) -> Message<impl Iterator<Item = &'a [u8]>> {
         let item = self.at(position);
         let parts = (position..position + count).flat_map(|position| self.wire(position, packets));
-        Message { to: item.to, from: item.from, tos: item.tos, segment, parts }
+        let to = if is_connected { None } else { Some(item.to) };
+        Message { to, from: item.from, tos: item.tos, segment, parts }
     }
 
     /// Everything has been sent or given up.

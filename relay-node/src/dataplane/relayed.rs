@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use slab::Slab;
+use socket2::Socket;
 use turn_core::wire::attribute::ReservationToken;
 use turn_core::{
     AccountId, AllocationId, BindError, BindRequest, Bound, Change, ClaimError, ConnectError, Family, Host, Meters,
@@ -17,6 +18,7 @@ use turn_core::{
 };
 
 use super::RelayIp;
+use super::connected::{Connected, Connections, Habit};
 use super::listen::new_socket;
 use super::members::MemberRoutes;
 use super::packet::Appetite;
@@ -162,9 +164,19 @@ pub(super) struct RelayedSocket {
     pub(super) socket: Option<UdpSocket>,
     /// In the first case: to send bursts by, once it has sent one.
     pub(super) sender: Option<UdpSocket>,
+    /// Where each has its own: one more for the peer it keeps sending to.
+    pub(super) connected: Option<Box<Connected>>,
+    pub(super) habit: Habit,
     pub(super) appetite: Appetite,
     /// Known since its first record.
     holder: Option<AllocationId>,
+}
+
+impl RelayedSocket {
+    /// The connected socket, or the first.
+    pub(super) fn socket(&self, connected: bool) -> Option<&UdpSocket> {
+        if connected { self.connected.as_ref().map(|connected| &connected.socket) } else { self.socket.as_ref() }
+    }
 }
 
 /// The relayed addresses of one worker; what its core asks of the process.
@@ -181,6 +193,7 @@ pub(super) struct Relayed {
     private: bool,
     /// Of TCP allocations.
     pub(super) peers: Peers,
+    pub(super) connections: Connections,
     /// What all relayed addresses of UDP share, if they do; away while it sends.
     pub(super) wildcard: Option<Box<Wildcard>>,
 }
@@ -203,6 +216,7 @@ impl Relayed {
             registry,
             routes,
             epoll,
+            connections: Connections::default(),
             sockets: Slab::new(),
             by_port: FxHashMap::default(),
             released: Vec::new(),
@@ -223,6 +237,14 @@ impl Relayed {
     /// The key of the socket at a relayed address of this worker, by its bound or its advertised address.
     pub(super) fn find(&self, address: SocketAddr) -> Option<usize> {
         self.by_port.get(&(Family::of(address.ip()), address.port())).copied()
+    }
+
+    /// Has a socket of a relayed address watched.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub(super) fn watch(&self, socket: &UdpSocket, token: Token) -> io::Result<()> {
+        self.epoll.add(socket.as_fd(), token.encode(), Interest::Read)
     }
 
     /// Whether relayed addresses share a socket.
@@ -346,7 +368,8 @@ impl Relayed {
     pub(super) fn close_released(&mut self) {
         for (relayed, quota_key) in self.released.drain(..) {
             if let Some(key) = self.by_port.remove(&(relayed.family(), relayed.port())) {
-                self.sockets.remove(key);
+                let connected = self.sockets.remove(key).connected;
+                self.connections.closed(connected.is_some());
                 self.registry.release(relayed, &quota_key);
             } else if self.peers.unwatch(relayed) {
                 self.registry.release(relayed, &quota_key);
@@ -361,11 +384,18 @@ impl Relayed {
             wildcard.steer(relayed);
         }
         if let Some(socket) = &socket {
-            let token = Token::Relayed(entry.key()).encode();
-            self.epoll.add(socket.as_fd(), token, Interest::Read)?;
+            self.epoll.add(socket.as_fd(), Token::Relayed(entry.key()).encode(), Interest::Read)?;
         }
         self.by_port.insert((relayed.family(), relayed.port()), entry.key());
-        entry.insert(RelayedSocket { relayed, socket, sender: None, appetite: Appetite::new(1), holder: None });
+        entry.insert(RelayedSocket {
+            relayed,
+            socket,
+            sender: None,
+            connected: None,
+            habit: Habit::new(),
+            appetite: Appetite::new(1),
+            holder: None,
+        });
         self.routes.set(relayed, Some(self.worker), 0);
         Ok(())
     }
@@ -430,7 +460,17 @@ impl Host for Relayed {
 
 /// A socket for a relayed address of its own.
 pub(super) fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+    bind(new_socket(Transport::Udp, address)?, address)
+}
+
+/// A second socket for it, where the first one allows that.
+pub(super) fn open_beside(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_socket(Transport::Udp, address)?;
+    socket.set_reuse_address(true)?;
+    bind(socket, address)
+}
+
+fn bind(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     if address.is_ipv6() {
         socket.set_recv_tclass_v6(true)?;
     } else {

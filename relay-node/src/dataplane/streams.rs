@@ -328,7 +328,7 @@ impl Worker {
                 start += length;
                 let origin = Origin::Client { from, path: Path::Connection(id), ip: IpMeta::default() };
                 self.streams.speaking = Some(id);
-                let of_use = self.feed(origin, rest.range(0..length));
+                let of_use = self.feed(&origin, rest.range(0..length));
                 self.streams.speaking = None;
                 if of_use && let Some(connection) = self.streams.table.get_mut(key) {
                     connection.last_valid = self.now.mono;

@@ -54,6 +54,15 @@ pub(super) struct Sender {
     refusals: Refusals,
 }
 
+/// A socket to send by.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// To anybody.
+    Open(BorrowedFd<'a>),
+    /// To the one it is connected to.
+    Connected(BorrowedFd<'a>),
+}
+
 /// What a turn sends.
 #[derive(Clone, Copy)]
 pub(super) struct Turn<'a> {
@@ -64,14 +73,12 @@ pub(super) struct Turn<'a> {
 
 impl Sender {
     /// Sends a run by one socket; counts what the kernel took and what it did not. Never waits.
-    pub(super) fn send_run(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        run: Range<usize>,
-        turn: Turn<'_>,
-        counters: &mut Counters,
-    ) {
+    pub(super) fn send_run(&mut self, way: Way<'_>, run: Range<usize>, turn: Turn<'_>, counters: &mut Counters) {
         let Turn { outgoing, packets, now } = turn;
+        let (socket, is_connected) = match way {
+            Way::Open(socket) => (socket, false),
+            Way::Connected(socket) => (socket, true),
+        };
         let mut next = run.start;
         let mut again = true;
         // Up to there each item is a message: together they were refused.
@@ -92,7 +99,7 @@ impl Sender {
                 }
                 *joined = joint.0 as u8;
                 position += joint.0;
-                Some(outgoing.message(start, joint, packets))
+                Some(outgoing.message(start, joint, packets, is_connected))
             });
             let error = match self.batch.send(socket, messages) {
                 Ok(taken) if taken > 0 => {
@@ -154,9 +161,9 @@ impl Sender {
         while next < run.end {
             let end = outgoing.same_fragmentation(next, run.end);
             if !outgoing.at(next).dont_fragment {
-                self.send_run(socket, next..end, turn, counters);
+                self.send_run(Way::Open(socket), next..end, turn, counters);
             } else if set_fragmentation(socket, v6, Fragmentation::Forbidden).is_ok() {
-                self.send_run(socket, next..end, turn, counters);
+                self.send_run(Way::Open(socket), next..end, turn, counters);
                 // What could be set can be set back.
                 let _ = set_fragmentation(socket, v6, Fragmentation::Allowed);
             } else {
@@ -229,7 +236,7 @@ mod tests {
     fn send(sender: &mut Sender, socket: &UdpSocket, queue: &OutgoingQueue, now: Instant) -> Counters {
         let (packets, mut counters) = (Packets::new(), Counters::default());
         let turn = Turn { outgoing: queue, packets: &packets, now };
-        sender.send_run(socket.as_fd(), 0..queue.len(), turn, &mut counters);
+        sender.send_run(Way::Open(socket.as_fd()), 0..queue.len(), turn, &mut counters);
         counters
     }
 

@@ -25,6 +25,7 @@ pub(super) struct Whereabouts {
 
 impl Whereabouts {
     /// The worker that serves a five-tuple, if it is that of a client that has moved.
+    #[inline]
     pub(super) fn of_client(&self, five_tuple: &FiveTuple) -> Option<WorkerId> {
         if self.moved.is_empty() {
             return None;

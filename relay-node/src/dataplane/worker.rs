@@ -80,6 +80,8 @@ pub(super) enum Token {
     Steered(usize),
     /// ICMP errors about what those sent.
     SteeredErrors(usize),
+    /// The second socket of a relayed address.
+    Connected(usize),
 }
 
 impl Token {
@@ -95,6 +97,7 @@ impl Token {
             Self::PipePeer(index) => (7, index),
             Self::Steered(index) => (8, index),
             Self::SteeredErrors(index) => (9, index),
+            Self::Connected(index) => (10, index),
         };
         kind << 32 | index as u64
     }
@@ -111,6 +114,7 @@ impl Token {
             7 => Self::PipePeer(index),
             8 => Self::Steered(index),
             9 => Self::SteeredErrors(index),
+            10 => Self::Connected(index),
             _ => Self::Wake,
         }
     }
@@ -285,6 +289,7 @@ impl Worker {
             self.streams.half_open.begin_turn();
             self.resume_handshakes();
             self.resume_pipes();
+            self.connect_proved();
             self.tell_steered();
             for index in 0..events.len() {
                 if self.packets.room() < LEAST_ROOM || self.outgoing.len() >= MOST_OUTGOING {
@@ -336,14 +341,8 @@ impl Worker {
                 ListenerSocket::Udp(_) => self.receive_from_clients(index),
                 ListenerSocket::Tcp { .. } => self.accept(index),
             },
-            Token::Relayed(key) => {
-                if ready.error {
-                    self.receive_errors(key);
-                }
-                if ready.readable {
-                    self.receive_from_peers(key);
-                }
-            }
+            Token::Relayed(key) => self.on_relayed(key, false, ready),
+            Token::Connected(key) => self.on_relayed(key, true, ready),
             Token::Connection(key) => self.on_connection(key, ready),
             Token::PeerListener(key) => self.accept_peers(key),
             Token::Opening(key) => self.settle_connect(key),
@@ -412,7 +411,7 @@ impl Worker {
         } else {
             self.counters.crossed += 1;
             let meaning = Meaning::FromClient { from, path, ip };
-            self.send_to_worker(owner, meaning, Head::EMPTY, packet);
+            self.send_to_worker(owner, meaning, &Head::EMPTY, packet);
         }
     }
 
@@ -424,15 +423,25 @@ impl Worker {
         if self.dtls.are_served() && wire::kind(self.packets.bytes(packet)) == Kind::Dtls {
             self.receive_dtls(from, path, ip, packet);
         } else {
-            self.feed(Origin::Client { from, path, ip }, packet);
+            self.feed(&Origin::Client { from, path, ip }, packet);
         }
     }
 
-    fn receive_from_peers(&mut self, key: usize) {
+    /// A socket of a relayed address, the connected one or the first.
+    fn on_relayed(&mut self, key: usize, connected: bool, ready: Readiness) {
+        if ready.error {
+            self.receive_errors(key, connected);
+        }
+        if ready.readable {
+            self.receive_from_peers(key, connected);
+        }
+    }
+
+    pub(super) fn receive_from_peers(&mut self, key: usize, connected: bool) {
         let Some(entry) = self.relayed.socket(key) else {
             return;
         };
-        let (relayed, Some(socket)) = (entry.relayed, &entry.socket) else {
+        let (relayed, Some(socket)) = (entry.relayed, entry.socket(connected)) else {
             return;
         };
         let offered = entry.appetite.slots().min(self.packets.room());
@@ -459,18 +468,18 @@ impl Worker {
             if self.fence.is_up() {
                 self.counters.lost(Loss::Fenced);
             } else {
-                self.feed(Origin::Peer { relayed, from, ip }, packet);
+                self.feed(&Origin::Peer { relayed, from, ip }, packet);
             }
         }
     }
 
     /// ICMP errors for what a relayed address sent (RFC 8656 §11.5).
-    fn receive_errors(&mut self, key: usize) {
+    fn receive_errors(&mut self, key: usize, connected: bool) {
         for _ in 0..RELAYED_BUDGET {
             let Some(entry) = self.relayed.socket(key) else {
                 return;
             };
-            let (relayed, Some(socket)) = (entry.relayed, &entry.socket) else {
+            let (relayed, Some(socket)) = (entry.relayed, entry.socket(connected)) else {
                 return;
             };
             match receive_icmp(socket.as_fd()) {
@@ -526,7 +535,7 @@ impl Worker {
             }
             Meaning::Moved(crossing) => return self.take_moved(crossing, packet),
         };
-        self.feed(origin, packet);
+        self.feed(&origin, packet);
     }
 
     pub(super) fn own_relayed(&self, address: PeerAddr) -> Option<RelayedAddr> {
@@ -543,22 +552,27 @@ impl Worker {
         }
     }
 
+    #[inline]
     pub(super) fn drain_outputs(&mut self) {
         while let Some(output) = self.server.poll_output() {
-            match output {
-                Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
-                Output::Permit { relayed, peer, until } => self.relayed.permit(relayed, peer, until),
-                Output::Forbid { relayed, peer } => self.relayed.forbid(relayed, peer),
-                Output::Record(change) => self.record(change),
-                Output::Close(id) => self.close_soon(id),
-                Output::Ticket { ticket, held } => self.relayed.whereabouts().hold(ticket, self.id, held),
-                Output::Serve { five_tuple, path, served } => self.serve_client(five_tuple, path, served),
-                Output::Pend { connection, username, client, meters, account } => {
-                    self.relayed.peers.pend(connection, Waiting { username, client, meters, account });
-                }
-                Output::Join { connection, peer } => self.join_soon(connection, peer),
-                Output::ClosePeer(id) => self.relayed.peers.close(id),
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Release { relayed, quota_key } => self.relayed.release(relayed, quota_key),
+            Output::Permit { relayed, peer, until } => self.relayed.permit(relayed, peer, until),
+            Output::Forbid { relayed, peer } => self.relayed.forbid(relayed, peer),
+            Output::Record(change) => self.record(change),
+            Output::Close(id) => self.close_soon(id),
+            Output::Ticket { ticket, held } => self.relayed.whereabouts().hold(ticket, self.id, held),
+            Output::Serve { five_tuple, path, served } => self.serve_client(five_tuple, path, served),
+            Output::Pend { connection, username, client, meters, account } => {
+                self.relayed.peers.pend(connection, Waiting { username, client, meters, account });
             }
+            Output::Join { connection, peer } => self.join_soon(connection, peer),
+            Output::ClosePeer(id) => self.relayed.peers.close(id),
         }
     }
 

@@ -10,13 +10,23 @@ use super::check;
 /// # Errors
 /// As getrlimit(2) and setrlimit(2).
 pub fn raise_descriptor_limit() -> io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid, writable rlimit.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
-    limit.rlim_cur = limit.rlim_max;
+    let limit = descriptors()?;
+    let limit = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
     // SAFETY: `limit` is a valid rlimit, only read.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     Ok(())
+}
+
+/// How many descriptors may be open.
+pub fn descriptor_limit() -> u64 {
+    descriptors().map_or(0, |limit| limit.rlim_cur)
+}
+
+fn descriptors() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid, writable rlimit.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok(limit)
 }
 
 /// CPU time of the calling thread since it began.

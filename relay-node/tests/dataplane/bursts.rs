@@ -20,7 +20,7 @@ use crate::client::{TurnClient, config, dropped, eventually, start};
 fn send_burst(socket: &UdpSocket, to: SocketAddr, datagrams: &[Vec<u8>]) -> Result<()> {
     let segment = (datagrams.len() > 1).then(|| datagrams[0].len() as u16);
     let parts = datagrams.iter().map(Vec::as_slice);
-    let message = Message { to, from: None, tos: 0, segment, parts };
+    let message = Message { to: Some(to), from: None, tos: 0, segment, parts };
     ensure!(SendBatch::new().send(socket.as_fd(), std::iter::once(message))? == 1, "the burst was not sent");
     Ok(())
 }

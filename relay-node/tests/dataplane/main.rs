@@ -7,6 +7,7 @@ mod backbone;
 mod bandwidth;
 mod bursts;
 mod client;
+mod connected;
 mod discovery;
 mod door;
 mod drain;

@@ -212,7 +212,7 @@ impl Floor {
             return Ok(());
         };
         let parts = [&[][..], &self.slots.bytes(slot, length)[range], &[]];
-        let datagram = message::Message { to, from: None, tos: 0, segment: None, parts };
+        let datagram = message::Message { to: Some(to), from: None, tos: 0, segment: None, parts };
         send(&mut self.batch, socket, std::iter::repeat_n(datagram, times))
     }
 
@@ -251,7 +251,7 @@ impl Floor {
 
     fn flush(&mut self, onward: &mut Vec<Onward>) -> Result<()> {
         let datagrams = onward.iter().map(|packet| message::Message {
-            to: self.allocations[packet.allocation].client,
+            to: Some(self.allocations[packet.allocation].client),
             from: None,
             tos: 0,
             segment: None,

@@ -36,15 +36,23 @@ pub(super) struct Channels {
 
 impl Channels {
     /// The live binding of a number.
+    #[inline]
     pub(super) fn by_number(&self, number: ChannelNumber, now: Instant) -> Option<&Channel> {
-        let index = self.find(number).ok()?;
-        Some(&self.by_number[index]).filter(|channel| channel.deadline > now)
+        let channel = match self.by_number.as_slice() {
+            [only] => Some(only).filter(|channel| channel.number == number)?,
+            channels => &channels[self.find(number).ok()?],
+        };
+        Some(channel).filter(|channel| channel.deadline > now)
     }
 
     /// The live binding of a peer.
+    #[inline]
     pub(super) fn by_peer(&self, peer: PeerAddr, now: Instant) -> Option<&Channel> {
-        let index = self.find_peer(peer).ok()?;
-        self.by_number(self.by_peer[index], now)
+        let channel = match self.by_number.as_slice() {
+            [only] => Some(only).filter(|channel| channel.peer == peer)?,
+            channels => &channels[self.find(self.by_peer[self.find_peer(peer).ok()?]).ok()?],
+        };
+        Some(channel).filter(|channel| channel.deadline > now)
     }
 
     /// Binds or refreshes; false, and no change, if number or peer is bound otherwise, alive or not.

@@ -152,6 +152,7 @@ impl Server {
     }
 
     /// The client makes use of this five-tuple: if it is the new one, that is the end of a move (RFC 8016 §3.2.2).
+    #[inline]
     pub(super) fn heard_from(&mut self, now: Now, slot: Slot, from: &FiveTuple) {
         let moving = self.table.get(slot).mobility().and_then(|mobility| mobility.moving);
         if moving.is_some_and(|moving| moving.to == *from) {

@@ -725,6 +725,7 @@ impl Server {
     }
 
     /// Effects, oldest first.
+    #[inline]
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }

@@ -24,6 +24,7 @@ fn max_datagram(to: SocketAddr) -> usize {
 
 impl Server {
     /// The allocation of a five-tuple, if its time has not come.
+    #[inline]
     pub(super) fn live(&self, now: Now, from: &FiveTuple) -> Option<Slot> {
         let slot = self.table.by_five_tuple(from)?;
         Some(slot).filter(|slot| self.table.get(*slot).is_live(now.mono))
@@ -66,11 +67,13 @@ impl Server {
     }
 
     /// Whether the rates of the allocation, its user and the node allow for one packet more, of so many bytes.
+    #[inline]
     fn admit(&mut self, slot: Slot, direction: Direction, now: Now, bytes: usize) -> Result<(), DropReason> {
+        if self.settings.limits.has_rates() { self.meter(slot, direction, now, bytes) } else { Ok(()) }
+    }
+
+    fn meter(&mut self, slot: Slot, direction: Direction, now: Now, bytes: usize) -> Result<(), DropReason> {
         let limits = &self.settings.limits;
-        if !limits.has_rates() {
-            return Ok(());
-        }
         let Metered { own, shared } = self.table.get_mut(slot).metered.get_or_insert_default().as_mut();
         let packet_of = |meter: &Option<Arc<Meter>>, rate| {
             meter.as_ref().is_none_or(|meter| meter.admit_packet(direction, now.mono, rate))
@@ -117,7 +120,7 @@ impl Server {
             return Verdict::Drop(DropReason::NoAllocation);
         };
         let allocation = self.table.get(slot);
-        if allocation.relays().live(relayed.family(), now.mono).is_none() || allocation.peer_connections().is_some() {
+        if !allocation.relays().is_live(relayed.family(), now.mono) || allocation.peer_connections().is_some() {
             return Verdict::Drop(DropReason::NoAllocation);
         }
         // RFC 8656 §9: only the IP is compared.

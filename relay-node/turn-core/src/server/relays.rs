@@ -33,6 +33,7 @@ struct Held<Ip> {
 }
 
 impl<Ip: Copy + Into<IpAddr>> Held<Ip> {
+    #[inline]
     fn relay(&self) -> Relay {
         let address = |ip: Ip| SocketAddr::new(ip.into(), self.port);
         let address = RelayedAddr { bound: address(self.bound), advertised: address(self.advertised) };
@@ -69,13 +70,28 @@ impl Relays {
     }
 
     /// The address of a family that has not ended.
+    #[inline]
     pub(super) fn live(&self, family: Family, now: Instant) -> Option<RelayedAddr> {
-        self.of(family).filter(|relay| relay.deadline > now).map(|relay| relay.address)
+        if self.is_live(family, now) { self.of(family).map(|relay| relay.address) } else { None }
+    }
+
+    /// Whether there is an address of a family that has not ended.
+    #[inline]
+    pub(super) fn is_live(&self, family: Family, now: Instant) -> bool {
+        let deadline = match family {
+            Family::V4 => self.v4.as_ref().map(|held| held.deadline),
+            Family::V6 => self.v6.as_ref().map(|held| held.deadline),
+        };
+        deadline.is_some_and(|deadline| deadline > now)
     }
 
     /// Whether one of them is bound there.
+    #[inline]
     pub(super) fn has_bound(&self, bound: &SocketAddr) -> bool {
-        self.of(Family::of(bound.ip())).is_some_and(|relay| relay.address.bound == *bound)
+        match bound.ip() {
+            IpAddr::V4(ip) => self.v4.as_ref().is_some_and(|held| held.port == bound.port() && held.bound == ip),
+            IpAddr::V6(ip) => self.v6.as_ref().is_some_and(|held| held.port == bound.port() && held.bound == ip),
+        }
     }
 
     /// IPv4 first.

@@ -284,11 +284,13 @@ impl Table {
     }
 
     /// The allocation of a slot that one of the lookups gave since the last removal.
+    #[inline]
     pub(super) fn get(&self, slot: Slot) -> &Allocation {
         self.slots[slot.index()].as_ref().expect("slot of a live allocation")
     }
 
     /// As [`Table::get`].
+    #[inline]
     pub(super) fn get_mut(&mut self, slot: Slot) -> &mut Allocation {
         self.slots[slot.index()].as_mut().expect("slot of a live allocation")
     }
