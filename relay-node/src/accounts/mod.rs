@@ -238,7 +238,8 @@ impl Accounts {
     pub fn ended(&self, by: u64, most: usize) -> Vec<Usage> {
         let oldest: Vec<u32> = self.lock().ended.iter().take(most).copied().collect();
         let all = oldest.into_iter().filter_map(|index| self.usage(index));
-        all.filter(|usage| usage.ended.is_some_and(|ended| ended.at <= by)).collect()
+        // Those behind one that has not ended so long are younger, give or take a turn.
+        all.take_while(|usage| usage.ended.is_some_and(|ended| ended.at <= by)).collect()
     }
 
     /// USERNAME of a row's allocation; empty if it cannot be read.

@@ -629,11 +629,10 @@ impl Control {
 
 /// While there is no session changes are not kept: the next session begins with a resync.
 async fn discard(changes: &mut ChangeReceiver) -> std::convert::Infallible {
-    while changes.recv().await.is_some() {
+    loop {
         while changes.try_recv().is_ok() {}
         sleep(FLUSH).await;
     }
-    std::future::pending().await
 }
 
 pub(super) fn ticks(period: Duration) -> tokio::time::Interval {

@@ -110,6 +110,7 @@ impl Worker {
                 return;
             }
             Command::Records(answer) => {
+                self.changes.seal();
                 // Nobody waits any more: nothing to do.
                 let _ = answer.send(self.server.records(self.now).collect());
                 return;

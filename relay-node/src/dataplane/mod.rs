@@ -3,6 +3,7 @@
 mod accept;
 mod apply;
 mod burst;
+mod changes;
 mod commands;
 mod connected;
 mod counters;
@@ -54,6 +55,7 @@ use anyhow::Context;
 use turn_core::policy::Network;
 use turn_core::{AllocationId, Change, MemberId, Record, Settings, WorkerId};
 
+pub use self::changes::ChangeReceiver;
 use self::commands::Command;
 use self::delivery::BackboneEnd;
 pub use self::delivery::Delivery;
@@ -257,12 +259,6 @@ struct Handle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Record changes on their way to the reporter.
-pub type ChangeReceiver = tokio::sync::mpsc::Receiver<Change>;
-
-/// Record changes that wait for the reporter before a full resync is due instead.
-const CHANGES: usize = 16_384;
-
 impl Dataplane {
     /// [`Dataplane::open`] and [`Dataplane::begin`] at once.
     ///
@@ -295,8 +291,9 @@ impl Dataplane {
             relayed::check(&config.relay_ips)?;
         }
         let listeners = listen::open(&config.listen, config.workers, config.moves)?;
-        let (changes, receiver) = tokio::sync::mpsc::channel(CHANGES);
-        let mut starting = Starting::new(&config, &listeners[0], changes)?;
+        let overflow = Arc::default();
+        let (senders, receiver) = changes::queues(config.workers.into(), &overflow);
+        let mut starting = Starting::new(&config, &listeners[0], senders)?;
         let listen = start::addresses(&listeners[0]);
         let mute = Arc::new(start::mute(settings));
         for listeners in listeners {
@@ -309,7 +306,7 @@ impl Dataplane {
             ends: Arc::new(Ends::new(config.has_store)),
             registry: starting.registry,
             routes: starting.routes,
-            overflow: starting.reporting.overflow,
+            overflow,
             fence: starting.fence,
             accounts: starting.accounts,
         };

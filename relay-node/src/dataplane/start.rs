@@ -2,17 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use turn_core::{
-    Change, DiscoveryPlace, KeyRing, ListenerId, NatDiscovery, Server, Settings, Transport, Vouchers, WorkerId,
-};
+use turn_core::{DiscoveryPlace, KeyRing, ListenerId, NatDiscovery, Server, Settings, Transport, Vouchers, WorkerId};
 
 use super::accept::Door;
+use super::changes::ChangeSender;
 use super::dtls::Sessions;
 use super::dtls_context::Contexts;
 use super::fence::{Fence, FenceReason, Pause};
@@ -21,7 +19,7 @@ use super::peer_table::PeerTable;
 use super::relayed::{Relayed, Routes};
 use super::ring::{self, Ends};
 use super::wildcard::{self, Wildcard};
-use super::worker::{Reporting, Setup, Shown, Worker};
+use super::worker::{Setup, Shown, Worker};
 use super::{DataplaneConfig, DiscoveryAddress, Handle, Listen};
 use crate::accounts::Accounts;
 use crate::registry::{Bounds, Registry};
@@ -33,7 +31,6 @@ const MUTE_AFTER: Duration = Duration::from_secs(3);
 /// Workers on their way.
 pub(super) struct Starting {
     pub(super) handles: Vec<Handle>,
-    pub(super) reporting: Reporting,
     pub(super) registry: Arc<Registry>,
     pub(super) fence: Arc<Fence>,
     pub(super) accounts: Arc<Accounts>,
@@ -43,6 +40,8 @@ pub(super) struct Starting {
     peers: Arc<PeerTable>,
     vouchers: Arc<Vouchers>,
     wakers: Vec<Arc<Waker>>,
+    /// Ways to the reporter of the workers that have not been spawned.
+    changes: Vec<ChangeSender>,
     /// Rings of the workers that have not been spawned, the first one last.
     ends: Vec<Ends>,
     /// What relayed addresses share, if they do, of the workers that have not been spawned, the first one last.
@@ -53,7 +52,7 @@ impl Starting {
     pub(super) fn new(
         config: &DataplaneConfig,
         listeners: &[Listener],
-        changes: tokio::sync::mpsc::Sender<Change>,
+        changes: Vec<ChangeSender>,
     ) -> anyhow::Result<Self> {
         let wakers: Vec<Arc<Waker>> = (0..config.workers)
             .map(|_| Waker::new().map(Arc::new))
@@ -76,7 +75,7 @@ impl Starting {
             handles: Vec::new(),
             fence: Arc::new(fence),
             accounts: Arc::new(accounts(config).context("no memory to count usage in")?),
-            reporting: Reporting { changes, overflow: Arc::new(AtomicBool::new(false)) },
+            changes,
             registry: Arc::new(Registry::new(config.relay_ips.clone(), config.relay_ports.clone(), bounds)),
             routes: Arc::new(Routes::new(&config.relay_ips, &served, &local_addresses(&served)?)),
             door: Door::new(&config.streams)?,
@@ -134,7 +133,7 @@ impl Starting {
             outboxes,
             inboxes,
             shown,
-            reporting: self.reporting.clone(),
+            changes: self.changes.pop().context("more workers than ways to the reporter")?,
             stream_send_cap: config.stream_send_cap,
             max_connections: config.max_connections,
             door: Arc::clone(&self.door),

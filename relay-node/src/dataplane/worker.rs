@@ -7,12 +7,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc::error::TrySendError;
 use turn_core::wire::{self, Kind};
 use turn_core::{
     AllocationId, Change, ConnectionId, DropReason, EndReason, FiveTuple, Head, Input, IpMeta, ListenerId, Now, Output,
@@ -21,6 +20,7 @@ use turn_core::{
 
 use super::accept::Door;
 use super::apply::Origin;
+use super::changes::ChangeSender;
 use super::commands::Command;
 use super::counters::{Counters, Loss};
 use super::delivery::BackboneEnd;
@@ -149,13 +149,6 @@ impl Shown {
     }
 }
 
-/// Where a worker's record changes go beside the journal.
-#[derive(Clone)]
-pub(super) struct Reporting {
-    pub(super) changes: tokio::sync::mpsc::Sender<Change>,
-    pub(super) overflow: Arc<AtomicBool>,
-}
-
 /// What a worker is made of.
 pub(super) struct Setup {
     pub(super) id: WorkerId,
@@ -170,7 +163,7 @@ pub(super) struct Setup {
     pub(super) outboxes: Vec<Option<Outbox>>,
     pub(super) inboxes: Vec<Inbox>,
     pub(super) shown: Arc<Shown>,
-    pub(super) reporting: Reporting,
+    pub(super) changes: ChangeSender,
     pub(super) stream_send_cap: usize,
     pub(super) max_connections: usize,
     pub(super) door: Arc<Door>,
@@ -205,7 +198,7 @@ pub(super) struct Worker {
     pub(super) journal: Option<Journal>,
     /// Records that came while serving, a few of which are restored each turn; commands wait meanwhile.
     pub(super) late: VecDeque<Record>,
-    reporting: Reporting,
+    pub(super) changes: ChangeSender,
     shown: Arc<Shown>,
     pub(super) fence: Arc<Fence>,
     pub(super) pause: Pause,
@@ -246,7 +239,7 @@ impl Worker {
             refusals: Refusals::default(),
             journal: None,
             late: VecDeque::new(),
-            reporting: setup.reporting,
+            changes: setup.changes,
             shown: setup.shown,
             fence: setup.fence,
             pause: setup.pause,
@@ -578,22 +571,36 @@ impl Worker {
 
     /// Journals a change and reports it.
     pub(super) fn record(&mut self, change: Change) {
-        self.keep(&change);
-        if let Err(TrySendError::Full(_)) = self.reporting.changes.try_send(change) {
-            self.reporting.overflow.store(true, Ordering::Relaxed);
+        if let Change::End { .. } = change {
+            let is_told = self.changes.send(change.clone());
+            self.note(&change);
+            if let Some(journal) = &mut self.journal {
+                if is_told {
+                    journal.append(&change, self.now.mono);
+                } else {
+                    journal.append_unheard(&change);
+                }
+            }
+        } else {
+            self.keep(&change);
+            self.changes.send(change);
         }
     }
 
     /// Journals a change.
     pub(super) fn keep(&mut self, change: &Change) {
+        self.note(change);
+        if let Some(journal) = &mut self.journal {
+            journal.append(change, self.now.mono);
+        }
+    }
+
+    fn note(&mut self, change: &Change) {
         self.streams.note(change);
         self.dtls.note(change, self.now.mono);
         self.relayed.note(change);
         if let Change::End { id, reason, .. } = change {
             self.ended.push((*id, *reason));
-        }
-        if let Some(journal) = &mut self.journal {
-            journal.append(change, self.now.mono);
         }
     }
 

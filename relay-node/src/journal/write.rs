@@ -63,6 +63,11 @@ impl Journal {
     /// Notes a change for the next [`Journal::commit`].
     pub fn append(&mut self, change: &Change, now: Instant) {
         self.succession.ends.note(self.worker, change, now);
+        self.append_unheard(change);
+    }
+
+    /// The same, of an end that revives nothing if it is forgotten: the store has never heard of the allocation.
+    pub fn append_unheard(&mut self, change: &Change) {
         // What fails is rewritten whole.
         if !self.failed {
             put_entry(&mut self.buffer, change);

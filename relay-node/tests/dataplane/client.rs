@@ -29,6 +29,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 const PASSWORD: &[u8] = b"secret";
 
 /// Asks until there is an answer.
+/// Somebody has heard of what was made until now: its end will be told.
+pub(crate) fn hear(changes: &mut ChangeReceiver) {
+    while changes.try_recv().is_ok() {}
+}
+
 pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {

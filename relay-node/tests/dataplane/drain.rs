@@ -8,7 +8,7 @@ use relay_node::dataplane::{Dataplane, DataplaneConfig, Listen, StreamConfig};
 use turn_core::{Alternate, Change, EndReason, Settings, Transport};
 
 use crate::authority::Authority;
-use crate::client::{TurnClient, again, config, eventually, settings, start};
+use crate::client::{self, TurnClient, again, config, eventually, settings, start};
 
 fn to(transport: Transport, address: &str) -> Alternate {
     Alternate { transport, address: address.parse().expect("literal"), relays_ipv6: false }
@@ -121,6 +121,7 @@ fn streams_and_sessions_end_in_order_and_udp_goes_on_after_the_restart() -> Resu
     for client in &mut sessions {
         client.allocate()?;
     }
+    client::hear(&mut changes);
     let again = again(&config, &dataplane);
     runtime()?.block_on(dataplane.end_sessions());
     // Their ends are told, and in the journal, when it is done.

@@ -126,6 +126,7 @@ fn the_allocation_ends_with_its_session() -> Result<()> {
     let copy = stream.get_ref().0.try_clone()?;
     let mut client = TurnClient::by_session(stream, "alice")?;
     let relayed = client.allocate()?;
+    client::hear(&mut changes);
     // close_notify.
     client.close()?;
     eventually("the end is reported", || {
@@ -155,6 +156,7 @@ fn a_client_that_lost_its_session_begins_a_new_one() -> Result<()> {
     old.send(peer.local_addr()?, b"still there")?;
     assert_eq!(client::heard(&peer)?, (relayed, b"still there".to_vec()));
 
+    client::hear(&mut changes);
     let mut new = TurnClient::by_session(handshake(socket)?, "alice")?;
     eventually("the old allocation ends", || {
         matches!(changes.try_recv(), Ok(Change::End { reason: EndReason::Closed, .. })).then_some(())

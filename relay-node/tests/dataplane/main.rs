@@ -139,6 +139,7 @@ fn no_two_allocations_share_a_port_and_an_ended_one_frees_its_own() -> Result<()
     }
     let mut late = TurnClient::to(&dataplane, Transport::Udp, "127.0.0.1", "alice")?;
     assert_eq!(late.refused()?, 508, "no port is left");
+    client::hear(&mut changes);
     clients[7].delete()?;
     let freed = late.allocate()?.port();
     assert!(ports.contains(&freed));

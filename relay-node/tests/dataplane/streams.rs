@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use relay_node::dataplane::{Dataplane, DataplaneConfig};
 use turn_core::{Change, EndReason, Transport};
 
-use crate::client::{PATIENCE, TurnClient, again, config, dropped, eventually, heard, peer, start};
+use crate::client::{self, PATIENCE, TurnClient, again, config, dropped, eventually, heard, peer, start};
 
 fn tcp(dataplane: &Dataplane) -> Result<std::net::SocketAddr> {
     let mut listen = dataplane.listen().iter();
@@ -56,6 +56,7 @@ fn the_allocation_ends_with_its_connection() -> Result<()> {
     let (dataplane, mut changes) = start(&config("127.1.1.2", 2, directory.path()))?;
     let mut client = TurnClient::to(&dataplane, Transport::Tcp, "127.0.0.1", "alice")?;
     let relayed = client.allocate()?;
+    client::hear(&mut changes);
     drop(client);
     let closed = eventually("the end is reported", || match changes.try_recv() {
         Ok(Change::End { reason, .. }) => Some(reason == EndReason::Closed),

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
-use turnctl::bench::{Counts, CyclePlan, Load, Measured, Plan, cycle};
+use turnctl::bench::{Counts, Load, Measured, Plan};
 
+use crate::cycles::{CyclePlan, cycle};
 use crate::scene::{Scene, What};
 use crate::servers::Server;
 use crate::site::Site;
@@ -66,14 +67,9 @@ pub(crate) fn measure(site: &Site, server: &Server, scene: &Scene, round: u32, l
 
 /// Cycles of Allocate and Refresh, as packets are counted.
 fn allocations(site: &Site, server: &Server, scene: &Scene, round: u32, length: Duration) -> Result<Cell> {
-    let plan = CyclePlan {
-        server: server.address,
-        account: server.account.clone(),
-        from: site.clients.address,
-        concurrent: scene.flows,
-    };
+    let plan = CyclePlan { server: server.address, account: server.account.clone(), concurrent: scene.flows };
     let pids = pids(server);
-    let (cycled, samples) = site.run(move || Ok(cycle(plan, WARM, length, || sample(&pids))?))?;
+    let (cycled, samples) = site.run(move || cycle(plan, WARM, length, || sample(&pids)))?;
     if cycled.failed > 0 {
         say(&format!("{}: {} cycles failed, the last with {:?}", server.name, cycled.failed, cycled.failure));
     }

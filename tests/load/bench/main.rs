@@ -12,6 +12,7 @@
 //! | `servers` | what is measured with: relays, coturn, turn-rs, the floor |
 //! | `floor` | the least: look up and forward |
 //! | `cell` | one measurement of one server |
+//! | `cycles` | allocations made and ended |
 //! | `memory` | what an idle allocation costs |
 //! | `report` | medians, ratios, spread; table, JSON, picture |
 //! | `machine` | clocks and meters |
@@ -19,6 +20,7 @@
 //! `tests/bench` builds all and runs it.
 
 mod cell;
+mod cycles;
 mod floor;
 mod machine;
 mod memory;

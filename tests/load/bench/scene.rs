@@ -116,7 +116,13 @@ const SCENES: &[Scene] = &[
         ..ACROSS
     },
     Scene { name: "across-latency", about: "the same, 1,000 a second", flows: 10, pace: Pace::Rate(1000), ..ACROSS },
-    Scene { name: "allocate", about: "allocations made and ended", what: What::Allocations, flows: 64, ..AUDIO },
+    Scene {
+        name: "allocate",
+        about: "allocations made and ended, each from a five-tuple of its own",
+        what: What::Allocations,
+        flows: 64,
+        ..AUDIO
+    },
 ];
 
 /// The one that is no load: see `memory`.

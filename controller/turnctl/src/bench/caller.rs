@@ -173,17 +173,6 @@ impl Caller {
         }
     }
 
-    /// Asks for an allocation without waiting for it; see [`Caller::step`].
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.client.allocate(now);
-    }
-
-    /// Asks for the end of the allocation without waiting for it.
-    pub(super) fn end(&mut self, now: Instant) {
-        self.relayed = None;
-        self.client.refresh(now, 0);
-    }
-
     /// When [`Caller::step`] has something to do though nothing arrives.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.client.poll_timeout()

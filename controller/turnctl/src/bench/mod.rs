@@ -11,19 +11,16 @@
 //! | [`tally`] | what arrived of a flow |
 //! | [`batch`] | datagrams by sendmmsg and recvmmsg |
 //! | [`load`] | the flows between clients and peers, and how fast |
-//! | [`cycles`] | allocations made and ended |
 //! | [`spread`] | latencies, counted |
 
 pub mod batch;
 pub mod caller;
-pub mod cycles;
 pub mod load;
 pub mod packet;
 pub mod spread;
 pub mod tally;
 
 pub use caller::{Account, BenchError, Caller};
-pub use cycles::{CyclePlan, Cycled, cycle};
 pub use load::{Load, Measured, Mode, Pace, Plan};
 pub use spread::Spread;
 pub use tally::Counts;

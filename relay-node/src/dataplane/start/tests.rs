@@ -14,7 +14,7 @@ use turn_core::{Key, KeyRing, StaticUser, Transport};
 
 use super::*;
 use crate::dataplane::commands::Command;
-use crate::dataplane::{Beginning, Dataplane, listen, sample};
+use crate::dataplane::{Beginning, Dataplane, changes, listen, sample};
 use crate::journal::{Ends, Journal, Succession};
 use crate::sys::epoll::Readiness;
 
@@ -60,7 +60,7 @@ fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
 fn first_worker(config: &DataplaneConfig) -> Result<(Setup, SocketAddr, Starting)> {
     let mut listeners = listen::open(&config.listen, config.workers, false)?;
     let address = listeners[0][0].address;
-    let (changes, _) = tokio::sync::mpsc::channel(1);
+    let (changes, _) = changes::queues(config.workers.into(), &Arc::default());
     let mut starting = Starting::new(config, &listeners[0], changes)?;
     let setup = starting.set_up(config, &settings(), listeners.remove(0))?;
     Ok((setup, address, starting))
@@ -74,7 +74,8 @@ fn packets_that_land_wrong_cross_to_their_worker_and_back() -> Result<()> {
     let config = config("127.1.3.1", 3, directory.path());
     let mut listeners = listen::open(&config.listen, config.workers, false)?;
     let listen = addresses(&listeners[0]);
-    let (changes, _receiver) = tokio::sync::mpsc::channel(1);
+    let overflow = Arc::default();
+    let (changes, _receiver) = changes::queues(config.workers.into(), &overflow);
     let mut starting = Starting::new(&config, &listeners[0], changes)?;
     listeners.rotate_left(1);
     for listeners in listeners {
@@ -87,7 +88,7 @@ fn packets_that_land_wrong_cross_to_their_worker_and_back() -> Result<()> {
         ends: Arc::new(Ends::new(false)),
         registry: Arc::clone(&starting.registry),
         routes: Arc::clone(&starting.routes),
-        overflow: Arc::clone(&starting.reporting.overflow),
+        overflow,
         fence: Arc::clone(&starting.fence),
         accounts: Arc::clone(&starting.accounts),
     };

@@ -33,12 +33,10 @@ impl Server {
     pub(super) fn record_of(&self, allocation: &Allocation, now: Now) -> Record {
         let permissions = allocation.permissions.iter().filter(|(_, end)| *end > now.mono);
         let channels = allocation.channels.iter().filter(|channel| channel.deadline > now.mono);
-        let ends = allocation.relays().iter().map(|relay| wall(relay.deadline, now));
-        let mut family_expires_at: Vec<u64> = ends.collect();
-        let expires_at = family_expires_at.iter().copied().max().unwrap_or(now.wall);
-        if family_expires_at.iter().all(|end| *end == expires_at) {
-            family_expires_at.clear();
-        }
+        let ends = || allocation.relays().iter().map(|relay| wall(relay.deadline, now));
+        let expires_at = ends().max().unwrap_or(now.wall);
+        let differ = ends().any(|end| end != expires_at);
+        let family_expires_at = if differ { ends().collect() } else { Vec::new() };
         Record {
             relay_address: self.relay_address,
             epoch: self.epoch,
