@@ -245,3 +245,28 @@ fn flood(clients: &mut [(TurnClient, SocketAddr)], ends: &[(UdpSocket, AtomicU64
     }
     Ok(())
 }
+
+/// Of what begins and ends between two reports nothing is heard but what it has used, and it does not come back.
+#[test]
+fn what_is_never_told_is_counted_all_the_same() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = with_store("127.1.6.60", 1, directory.path());
+    let (dataplane, mut changes) = start(&config)?;
+    let peer = peer("127.0.0.1")?;
+    let mut client = TurnClient::to(&dataplane, Transport::Udp, "127.0.0.1", "alice")?;
+    client.allocate()?;
+    client.permit(peer.local_addr()?)?;
+    client.send(peer.local_addr()?, b"short")?;
+    assert_eq!(heard(&peer)?.1, b"short");
+    client.delete()?;
+    let used = eventually("its end", || usage(&dataplane, "alice").filter(|usage| usage.ended.is_some()))?;
+    assert_eq!((used.totals.packets_to_peer, used.totals.bytes_to_peer), (1, 5));
+    assert_eq!(used.ended.and_then(|ended| ended.reason), Some(EndReason::Deleted));
+    assert!(changes.try_recv().is_err(), "nobody is told");
+
+    let config = again(&config, &dataplane);
+    dataplane.stop();
+    let (dataplane, mut changes) = start(&config)?;
+    assert!(changes.try_recv().is_err() && dataplane.accounts().live(0, 1).next().is_none(), "it has ended");
+    Ok(())
+}

@@ -147,7 +147,7 @@ impl Round {
         });
         let number = self.turns[place].wrapping_mul(self.width()) | place as u32;
         self.turns[place] = self.turns[place].wrapping_add(1);
-        let address = Ipv4Addr::from_bits(NETWORK | number % ADDRESSES);
+        let address = Ipv4Addr::from_bits(NETWORK | (number % ADDRESSES));
         let begun = Instant::now();
         // As browsers do; and what a server offers beside it is not always what it takes.
         let mut cycle = Cycle { client: client.with_security(Security::Rfc5389), address, begun };

@@ -12,7 +12,7 @@ const WINDOW: usize = 128;
 pub(crate) enum What {
     /// Packets that arrive.
     Packets,
-    /// Allocations made and ended; `flows` is how many at a time.
+    /// Allocations made and ended, as [`crate::cycles`] says; `flows` is how many at a time.
     Allocations,
 }
 
