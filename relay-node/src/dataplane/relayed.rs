@@ -174,7 +174,7 @@ pub(super) struct Relayed {
     routes: Arc<Routes>,
     epoll: Arc<Epoll>,
     sockets: Slab<RelayedSocket>,
-    by_port: FxHashMap<(Family, u16), usize>,
+    by_port: FxHashMap<(Family, u16), u32>,
     released: Vec<(RelayedAddr, Box<[u8]>)>,
     pub(super) accounts: Arc<Accounts>,
     /// They have no sockets: nothing reaches them from outside.
@@ -222,7 +222,7 @@ impl Relayed {
 
     /// The key of the socket at a relayed address of this worker, by its bound or its advertised address.
     pub(super) fn find(&self, address: SocketAddr) -> Option<usize> {
-        self.by_port.get(&(Family::of(address.ip()), address.port())).copied()
+        self.by_port.get(&(Family::of(address.ip()), address.port())).map(|key| *key as usize)
     }
 
     /// Whether relayed addresses share a socket.
@@ -346,7 +346,7 @@ impl Relayed {
     pub(super) fn close_released(&mut self) {
         for (relayed, quota_key) in self.released.drain(..) {
             if let Some(key) = self.by_port.remove(&(relayed.family(), relayed.port())) {
-                self.sockets.remove(key);
+                self.sockets.remove(key as usize);
                 self.registry.release(relayed, &quota_key);
             } else if self.peers.unwatch(relayed) {
                 self.registry.release(relayed, &quota_key);
@@ -364,7 +364,8 @@ impl Relayed {
             let token = Token::Relayed(entry.key()).encode();
             self.epoll.add(socket.as_fd(), token, Interest::Read)?;
         }
-        self.by_port.insert((relayed.family(), relayed.port()), entry.key());
+        // There are no more of them than ports.
+        self.by_port.insert((relayed.family(), relayed.port()), entry.key() as u32);
         entry.insert(RelayedSocket { relayed, socket, sender: None, appetite: Appetite::new(1), holder: None });
         self.routes.set(relayed, Some(self.worker), 0);
         Ok(())
