@@ -13,6 +13,7 @@ use relay_node::control::{Control, Drain, Ended, StandingWatch, interlink};
 use relay_node::dataplane::{Beginning, Dataplane, FenceReason};
 use relay_node::health::{self, Status};
 use relay_node::state_directory::StateDirectory;
+use relay_node::sys::heap::give_back_large_blocks;
 use relay_node::{journal, kubernetes, log, metrics};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +30,7 @@ const LINGER: Duration = Duration::from_millis(500);
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "before there is a log")]
 fn main() -> ExitCode {
+    give_back_large_blocks();
     // Before anything else: whoever is told to stop while it starts ends in order, too.
     let (runtime, mut told) = match begin() {
         Ok(begun) => begun,

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use turn_core::index::{Index, plain_hash};
 use turn_core::meter::Direction;
 use turn_core::{AccountId, AllocationId, EndReason};
 
@@ -53,8 +54,8 @@ pub struct Accounts {
 
 #[derive(Debug)]
 struct State {
-    /// Rows of allocations that live.
-    by_id: FxHashMap<AllocationId, u32>,
+    /// Rows of allocations that live, by their ids, which stand there.
+    by_id: Index,
     /// Those of them that no allocation of this process has asked for yet.
     unclaimed: FxHashSet<AllocationId>,
     /// Rows of allocations that have ended, the oldest end first.
@@ -114,7 +115,7 @@ impl Accounts {
         let rows = Rows::map(file, most)?;
         rows.reserve(found.max(STEP))?;
         let state = State {
-            by_id: FxHashMap::default(),
+            by_id: Index::default(),
             unclaimed: FxHashSet::default(),
             ended: VecDeque::new(),
             unwritten: FxHashMap::default(),
@@ -146,7 +147,8 @@ impl Accounts {
                 // last checkpoint, and the allocation goes on in another row.
                 Some((_, _, _, None)) if !survived => row::free(row),
                 Some((id, _, _, None)) => {
-                    if state.by_id.insert(id, index).is_none() {
+                    if self.living(&state, id).is_none() {
+                        state.by_id.insert(plain_hash(&id), index);
                         state.unclaimed.insert(id);
                         continue;
                     }
@@ -173,8 +175,8 @@ impl Accounts {
     pub fn take(&self, id: AllocationId, user: &[u8], restored: bool) -> AccountId {
         let mut state = self.lock();
         state.unclaimed.remove(&id);
-        if let Some(index) = state.by_id.get(&id) {
-            return self.rows.get(*index).map_or(AccountId::NONE, |row| account(*index, row::origin(row)));
+        if let Some(index) = self.living(&state, id) {
+            return self.rows.get(index).map_or(AccountId::NONE, |row| account(index, row::origin(row)));
         }
         let Some(index) = self.free_row(&mut state) else {
             self.lose();
@@ -187,8 +189,13 @@ impl Accounts {
             state.unwritten.insert(index, user.into());
         }
         row::open(row, id, origin, if restored { Flags::CONTINUED } else { Flags::NONE }, user);
-        state.by_id.insert(id, index);
+        state.by_id.insert(plain_hash(&id), index);
         account(index, origin)
+    }
+
+    /// The row of an allocation that lives.
+    fn living(&self, state: &State, id: AllocationId) -> Option<u32> {
+        state.by_id.find(plain_hash(&id), |index| self.rows.get(index).is_some_and(|row| row::is_of(row, id)))
     }
 
     /// An allocation has ended at that time (Unix ms), and everything it sent has been counted that its worker sent.
@@ -198,7 +205,8 @@ impl Accounts {
 
     fn finish(&self, state: &mut State, id: AllocationId, ended: Ended) {
         state.unclaimed.remove(&id);
-        let Some(index) = state.by_id.remove(&id) else { return };
+        let Some(index) = self.living(state, id) else { return };
+        state.by_id.remove(plain_hash(&id), index);
         let Some(row) = self.rows.get(index) else { return };
         if self.reported {
             row::end(row, ended);

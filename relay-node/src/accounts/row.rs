@@ -129,6 +129,11 @@ pub(super) fn read(row: &Row) -> Option<(AllocationId, u64, Flags, Option<Ended>
     Some((id, origin, Flags(load(row, FLAGS) & 0xFF), read_end(load(row, ENDED))))
 }
 
+/// Whether a row that has been opened is this allocation's.
+pub(super) fn is_of(row: &Row, id: AllocationId) -> bool {
+    (load(row, ID), load(row, ID + 1)) == halves(id)
+}
+
 pub(super) fn origin(row: &Row) -> u64 {
     load(row, ORIGIN)
 }

@@ -15,7 +15,7 @@ use turn_core::{AllocationId, Change, EndReason, KeyRing, Record};
 use turnpike_proto::trace::{self, TARGET};
 use turnpike_proto::v1::{self, relay_message::Body};
 
-use self::told::Told;
+use self::told::{Told, ToldTable};
 
 /// Most changes in a batch: what a store's transaction takes.
 pub const BATCH: usize = 128;
@@ -39,8 +39,7 @@ struct Session {
     ready: VecDeque<AllocationId>,
     /// Those of `pending` that only moved deadlines: (when they must leave, which).
     deferred: BTreeSet<(u64, AllocationId)>,
-    /// What the controller was told last of each live allocation.
-    told: HashMap<AllocationId, Told>,
+    told: ToldTable,
     in_flight: VecDeque<InFlight>,
     last_batch: u64,
     room: usize,
@@ -88,7 +87,7 @@ impl Reporter {
             pending: HashMap::new(),
             ready: VecDeque::new(),
             deferred: BTreeSet::new(),
-            told: HashMap::new(),
+            told: ToldTable::default(),
             in_flight: VecDeque::new(),
             last_batch: 0,
             room: ROOM,
@@ -184,12 +183,12 @@ impl Session {
         let id = change_id(&change);
         let known = match self.pending.get(&id) {
             Some(pending) => Some(change_version(&pending.change)),
-            None => self.told.get(&id).map(|told| told.version),
+            None => self.told.get(id).map(Told::version),
         };
         if known.is_some_and(|known| change_version(&change) <= known) {
             return;
         }
-        let due = match (&change, self.told.get(&id)) {
+        let due = match (&change, self.told.get(id)) {
             (Change::Put(new), Some(told)) => told.due(new).filter(|due| *due > now),
             _ => None,
         };
@@ -220,7 +219,7 @@ impl Session {
     }
 
     fn begin_resync(&mut self, records: Vec<Record>) {
-        self.told.clear();
+        self.told = ToldTable::default();
         self.deferred.clear();
         self.room = ROOM + records.len();
         for record in records {
@@ -303,11 +302,11 @@ impl Session {
         let (record, ended) = match change {
             Change::Put(record) => {
                 let sealed = record.seal(keys);
-                self.told.insert(record.id, Told::new(&record, now));
+                self.told.put(&record, now);
                 (sealed, v1::EndReason::Unspecified)
             }
             Change::End { id, reason, .. } => {
-                self.told.remove(&id);
+                self.told.remove(id);
                 (Vec::new(), end_reason(reason))
             }
         };

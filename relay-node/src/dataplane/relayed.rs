@@ -186,7 +186,7 @@ pub(super) struct Relayed {
     routes: Arc<Routes>,
     epoll: Arc<Epoll>,
     sockets: Slab<RelayedSocket>,
-    by_port: FxHashMap<(Family, u16), usize>,
+    by_port: FxHashMap<(Family, u16), u32>,
     released: Vec<(RelayedAddr, Box<[u8]>)>,
     pub(super) accounts: Arc<Accounts>,
     /// They have no sockets: nothing reaches them from outside.
@@ -236,7 +236,7 @@ impl Relayed {
 
     /// The key of the socket at a relayed address of this worker, by its bound or its advertised address.
     pub(super) fn find(&self, address: SocketAddr) -> Option<usize> {
-        self.by_port.get(&(Family::of(address.ip()), address.port())).copied()
+        self.by_port.get(&(Family::of(address.ip()), address.port())).map(|key| *key as usize)
     }
 
     /// Has a socket of a relayed address watched.
@@ -368,7 +368,7 @@ impl Relayed {
     pub(super) fn close_released(&mut self) {
         for (relayed, quota_key) in self.released.drain(..) {
             if let Some(key) = self.by_port.remove(&(relayed.family(), relayed.port())) {
-                let connected = self.sockets.remove(key).connected;
+                let connected = self.sockets.remove(key as usize).connected;
                 self.connections.closed(connected.is_some());
                 self.registry.release(relayed, &quota_key);
             } else if self.peers.unwatch(relayed) {
@@ -386,7 +386,8 @@ impl Relayed {
         if let Some(socket) = &socket {
             self.epoll.add(socket.as_fd(), Token::Relayed(entry.key()).encode(), Interest::Read)?;
         }
-        self.by_port.insert((relayed.family(), relayed.port()), entry.key());
+        // There are no more of them than ports.
+        self.by_port.insert((relayed.family(), relayed.port()), entry.key() as u32);
         entry.insert(RelayedSocket {
             relayed,
             socket,

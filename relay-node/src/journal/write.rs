@@ -14,6 +14,8 @@ use super::{ENTRY_HEADER, HEADER, Succession};
 
 /// A file is rewritten when it is longer than this and than four times its live records.
 const COMPACT_ABOVE: u64 = 1 << 20;
+/// Bytes that are written at a time when a file is rewritten.
+const PIECE: usize = 32 << 10;
 /// From a failed write to the first attempt to make it good, and the longest between two. Each attempt encodes every
 /// record of the worker.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
@@ -110,21 +112,11 @@ impl Journal {
     /// Replaces the file by one that holds `records` only, and the ends that the store may not know. The old one stands
     /// until the new one is whole, and goes on if there is no room for both.
     pub fn compact(&mut self, records: impl Iterator<Item = Record>, now: Instant) {
-        let mut entries = Vec::new();
-        for end in self.succession.ends.of(self.worker) {
-            put_entry(&mut entries, &end);
-        }
-        for record in records {
-            put_entry(&mut entries, &Change::Put(Box::new(record)));
-        }
-        let length = (HEADER.len() + entries.len()) as u64;
-        let rewritten = if length > self.succession.most {
-            Err(too_long(self.succession.most))
-        } else {
-            self.succession.make_directory().and_then(|()| rewrite(&self.path, &entries))
-        };
-        match rewritten {
-            Ok(file) => {
+        let ends = self.succession.ends.of(self.worker).into_iter();
+        let entries = ends.chain(records.map(|record| Change::Put(Box::new(record))));
+        let made = self.succession.make_directory();
+        match made.and_then(|()| rewrite(&self.path, entries, self.succession.most)) {
+            Ok((file, length)) => {
                 self.file = Some(file);
                 self.length = length;
                 self.compact_above = COMPACT_ABOVE.max(4 * length).min(self.succession.most / 4 * 3).max(length + 1);
@@ -180,15 +172,33 @@ fn too_long(most: u64) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("it would be longer than {most} bytes"))
 }
 
-/// Writes a whole file beside `path`, then puts it in its place; open for appending.
-fn rewrite(path: &Path, entries: &[u8]) -> io::Result<File> {
+/// Writes a whole file of at most `most` bytes beside `path`, then puts it in its place; open for appending, with its
+/// length. Piece by piece: the entries of a large node are megabytes.
+fn rewrite(path: &Path, entries: impl Iterator<Item = Change>, most: u64) -> io::Result<(File, u64)> {
     let beside = path.with_extension("new");
     let written = (|| {
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-        file.write_all(&HEADER)?;
-        file.write_all(entries)?;
+        let mut length = 0;
+        let mut write = |piece: &mut Vec<u8>| {
+            length += piece.len() as u64;
+            if length > most {
+                return Err(too_long(most));
+            }
+            file.write_all(piece)?;
+            piece.clear();
+            Ok(())
+        };
+        let mut piece = Vec::with_capacity(2 * PIECE);
+        piece.extend(HEADER);
+        for entry in entries {
+            put_entry(&mut piece, &entry);
+            if piece.len() >= PIECE {
+                write(&mut piece)?;
+            }
+        }
+        write(&mut piece)?;
         fs::rename(&beside, path)?;
-        Ok(file)
+        Ok((file, length))
     })();
     if written.is_err() {
         // Half a file takes room that others need. It may not even be there.

@@ -11,10 +11,12 @@
 //! | [`rows`] | a mapped file of counters |
 //! | [`epoll`] | readiness and wake-ups |
 //! | [`process`] | descriptor limit, CPU time of a thread |
+//! | [`heap`] | how memory goes back to the system |
 #![allow(unsafe_code)]
 
 mod bpf;
 pub mod epoll;
+pub mod heap;
 pub mod link;
 pub mod message;
 pub mod process;

@@ -19,6 +19,7 @@
 //! | [`nonce`] | nonces that need no table |
 //! | [`meter`] | bandwidth: rates that threads share without a lock |
 //! | [`record`] | the versioned allocation record: encode, decode, merge |
+//! | [`index`] | places by a hash of their names |
 //! | [`ticket`] | tickets of mobility |
 //! | [`server`] | the TURN server |
 //! | [`text`] | names from the wire, for people |
@@ -27,6 +28,7 @@
 pub mod address;
 pub mod client;
 pub mod credential;
+pub mod index;
 pub mod key;
 pub mod meter;
 pub mod nonce;

@@ -7,8 +7,8 @@
 
 use std::hash::BuildHasher;
 
-use super::index::Index;
 use super::table::{SecretState, Slot};
+use crate::index::Index;
 use crate::wire::{Integrity, PreparedKey};
 use crate::{IntegrityKey, PasswordAlgorithm};
 
@@ -91,7 +91,7 @@ impl KnownKeys {
         let entry = Entry { name: name.into(), algorithm, known, used: false };
         let hash = self.hash_of(&entry.name);
         if self.entries.len() < ENTRIES {
-            self.index.insert(hash, Slot(self.entries.len() as u32));
+            self.index.insert(hash, self.entries.len() as u32);
             self.entries.push(entry);
             return;
         }
@@ -102,8 +102,8 @@ impl KnownKeys {
         let slot = Slot(self.hand as u32);
         self.hand = (self.hand + 1) % ENTRIES;
         let gone = std::mem::replace(&mut self.entries[slot.index()], entry);
-        self.index.remove(self.hash_of(&gone.name), slot);
-        self.index.insert(hash, slot);
+        self.index.remove(self.hash_of(&gone.name), slot.0);
+        self.index.insert(hash, slot.0);
     }
 
     #[cfg(test)]
@@ -119,10 +119,11 @@ impl KnownKeys {
     }
 
     fn slot(&self, name: &[u8], algorithm: PasswordAlgorithm, integrity: Integrity) -> Option<Slot> {
-        self.index.find(self.hash_of(name), |slot| {
-            let entry = &self.entries[slot.index()];
+        let slot = self.index.find(self.hash_of(name), |slot| {
+            let entry = &self.entries[slot as usize];
             *entry.name == *name && entry.algorithm == algorithm && entry.known.key.integrity() == integrity
-        })
+        });
+        slot.map(Slot)
     }
 
     fn hash_of(&self, name: &[u8]) -> u64 {

@@ -23,7 +23,6 @@ mod channel;
 mod directory;
 mod discovery;
 mod icmp;
-mod index;
 mod indication;
 mod known;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! its five-tuple, each of its bound relayed addresses, its id and, if it has one, its connection, and has one timer.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -10,12 +10,12 @@ use rustc_hash::FxBuildHasher;
 
 use super::channel::Channels;
 use super::icmp::IcmpBudget;
-use super::index::Index;
 use super::mobility::{Mobility, Move};
 use super::permission::Permissions;
 use super::relays::{Relay, Relays};
 use super::tcp::PeerConnections;
 use super::timer::Timers;
+use crate::index::{Index, plain_hash};
 use crate::meter::{Meters, OwnMeter};
 use crate::ticket::Ticket;
 use crate::wire::TransactionId;
@@ -263,15 +263,15 @@ impl Table {
 
     pub(super) fn by_five_tuple(&self, five_tuple: &FiveTuple) -> Option<Slot> {
         let hash = self.secret.hash_one(five_tuple);
-        self.slot_by_five_tuple.find(hash, |slot| self.get(slot).has(five_tuple))
+        self.slot_by_five_tuple.find(hash, |slot| self.get(Slot(slot)).has(five_tuple)).map(Slot)
     }
 
     pub(super) fn by_bound(&self, bound: &SocketAddr) -> Option<Slot> {
-        self.slot_by_bound.find(plain_hash(bound), |slot| self.get(slot).relays.has_bound(bound))
+        self.slot_by_bound.find(plain_hash(bound), |slot| self.get(Slot(slot)).relays.has_bound(bound)).map(Slot)
     }
 
     pub(super) fn by_id(&self, id: AllocationId) -> Option<Slot> {
-        self.slot_by_id.find(plain_hash(&id), |slot| self.get(slot).id == id)
+        self.slot_by_id.find(plain_hash(&id), |slot| self.get(Slot(slot)).id == id).map(Slot)
     }
 
     pub(super) fn by_connection(&self, connection: ConnectionId) -> Option<Slot> {
@@ -338,12 +338,12 @@ impl Table {
             metered: None,
             rare: rare.map(Box::new),
         });
-        self.slot_by_five_tuple.insert(self.secret.hash_one(five_tuple), slot);
+        self.slot_by_five_tuple.insert(self.secret.hash_one(five_tuple), slot.0);
         self.by_transport[place(five_tuple.transport)] += 1;
         for relay in relays.iter() {
-            self.slot_by_bound.insert(plain_hash(&relay.address.bound), slot);
+            self.slot_by_bound.insert(plain_hash(&relay.address.bound), slot.0);
         }
-        self.slot_by_id.insert(plain_hash(&id), slot);
+        self.slot_by_id.insert(plain_hash(&id), slot.0);
         if let Some(connection) = connection {
             self.slot_by_connection.insert(connection, slot);
         }
@@ -360,12 +360,12 @@ impl Table {
         }
         let allocation = self.slots[slot.index()].take().expect("slot of a live allocation");
         self.free.push(slot);
-        self.slot_by_five_tuple.remove(self.secret.hash_one(allocation.five_tuple), slot);
+        self.slot_by_five_tuple.remove(self.secret.hash_one(allocation.five_tuple), slot.0);
         self.by_transport[place(allocation.five_tuple.transport)] -= 1;
         for relay in allocation.relays.iter() {
-            self.slot_by_bound.remove(plain_hash(&relay.address.bound), slot);
+            self.slot_by_bound.remove(plain_hash(&relay.address.bound), slot.0);
         }
-        self.slot_by_id.remove(plain_hash(&allocation.id), slot);
+        self.slot_by_id.remove(plain_hash(&allocation.id), slot.0);
         self.forget_connection(slot, allocation.path());
         self.timers.disarm(slot);
         self.connection_timers.disarm(slot);
@@ -385,7 +385,7 @@ impl Table {
     pub(super) fn begin_move(&mut self, slot: Slot, moving: Move, ticket: Ticket) {
         if let Some(mobility) = self.get_mut(slot).mobility_mut() {
             *mobility = Mobility { ticket, moving: Some(moving) };
-            self.slot_by_five_tuple.insert(self.secret.hash_one(moving.to), slot);
+            self.slot_by_five_tuple.insert(self.secret.hash_one(moving.to), slot.0);
             self.slot_by_ticket.insert(ticket, slot);
             if let Some(connection) = connection(moving.path) {
                 self.slot_by_connection.insert(connection, slot);
@@ -401,7 +401,7 @@ impl Table {
         let path = std::mem::replace(&mut allocation.way, Way::new(moving.path)).path();
         self.by_transport[place(from.transport)] -= 1;
         self.by_transport[place(moving.to.transport)] += 1;
-        self.slot_by_five_tuple.remove(self.secret.hash_one(from), slot);
+        self.slot_by_five_tuple.remove(self.secret.hash_one(from), slot.0);
         self.slot_by_ticket.remove(&moving.by);
         self.forget_connection(slot, path);
         Some((from, path, moving.by))
@@ -419,7 +419,7 @@ impl Table {
     /// Takes what is of a move out of the indexes.
     fn forget_move(&mut self, slot: Slot) -> Option<Move> {
         let moving = self.get(slot).mobility()?.moving?;
-        self.slot_by_five_tuple.remove(self.secret.hash_one(moving.to), slot);
+        self.slot_by_five_tuple.remove(self.secret.hash_one(moving.to), slot.0);
         self.slot_by_ticket.remove(&moving.by);
         self.forget_connection(slot, moving.path);
         Some(moving)
@@ -454,7 +454,7 @@ impl Table {
             return None;
         }
         let relay = relays.remove(family)?;
-        self.slot_by_bound.remove(plain_hash(&relay.address.bound), slot);
+        self.slot_by_bound.remove(plain_hash(&relay.address.bound), slot.0);
         self.rearm(slot);
         Some(relay)
     }
@@ -512,10 +512,6 @@ impl Table {
 /// Where a transport stands in [`Table::by_transport`].
 fn place(transport: Transport) -> usize {
     transport as usize - Transport::Udp as usize
-}
-
-fn plain_hash(name: &impl Hash) -> u64 {
-    FxBuildHasher.hash_one(name)
 }
 
 fn connection(path: Path) -> Option<ConnectionId> {
