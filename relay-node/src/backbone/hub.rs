@@ -282,23 +282,23 @@ impl Hub {
         self.usabilities.set(link.id, link.usability(self.settings.plain_udp));
     }
 
-    /// Looks at every link. Whether one has failed since the last time.
-    pub(super) fn look(&self, now: Instant) -> bool {
-        let mut failed = false;
+    /// Looks at every link, each 100 ms. Whether one has failed since the last time, and whether packets of one go another
+    /// way.
+    pub(super) fn look(&self, now: Instant) -> (bool, bool) {
+        let (mut failed, mut turned) = (false, false);
         for link in self.links() {
             let was_good = link.quality().is_some();
-            link.look(now);
+            turned |= link.look(now);
             failed |= was_good && link.quality().is_none();
             self.publish(&link);
         }
-        failed
+        (failed, turned)
     }
 
-    /// Once a second.
+    /// Shows every link to others: once a second, and where packets of one go another way.
     pub(super) fn report(&self) {
         let is_private = |connection: &Connection| self.settings.is_private(connection.remote_address().ip());
         let report = |link: &Rc<Link>| {
-            link.note();
             let node_of = |member| Some(self.links.borrow().get(member)?.member().node_id.clone());
             link.report(self.usabilities.of(link.id), is_private, node_of)
         };

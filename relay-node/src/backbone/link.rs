@@ -163,6 +163,8 @@ struct State {
     detours: Vec<(Rc<Channel>, Liveness)>,
     /// The one of all these that is in use.
     in_use: Option<Rc<Channel>>,
+    /// Another one than at the last look.
+    has_turned: bool,
     chooser: Chooser,
     /// A connection over a third member is being made.
     dials_detour: bool,
@@ -202,6 +204,7 @@ impl Link {
                 direct: None,
                 detours: Vec::new(),
                 in_use: None,
+                has_turned: false,
                 chooser: Chooser::default(),
                 dials_detour: false,
                 distances: FxHashMap::default(),
@@ -477,12 +480,20 @@ impl Link {
         next
     }
 
-    /// Looks at the link: every 100 ms.
-    pub(super) fn look(&self, now: Instant) {
+    /// Looks at the link: every 100 ms. Whether packets go another way than at the last time.
+    pub(super) fn look(&self, now: Instant) -> bool {
         let state = &mut *self.state.borrow_mut();
         state.look_at_detours(now);
-        let Some(channel) = state.direct.clone() else { return };
-        let acks = channel.connection.stats().frame_rx.acks;
+        if let Some(channel) = state.direct.clone() {
+            self.look_at_direct(state, &channel, now);
+        }
+        std::mem::take(&mut state.has_turned)
+    }
+
+    fn look_at_direct(&self, state: &mut State, channel: &Channel, now: Instant) {
+        let stats = channel.connection.stats();
+        state.measure.note(now, stats.path.sent_packets, stats.path.lost_packets);
+        let acks = stats.frame_rx.acks;
         // An acknowledgement shows that what is sent arrives, and that what comes back does.
         if acks != state.acks {
             state.acks = acks;
@@ -490,20 +501,11 @@ impl Link {
         }
         if state.liveness.is_due(now, state.carries_flows(now)) {
             state.liveness.asked(now);
-            state.ask(&channel);
+            state.ask(channel);
         }
         state.conclude(now);
         if state.liveness.silent_for(now) >= GIVEN_UP {
             self.redial.notify_one();
-        }
-    }
-
-    /// Once a second.
-    pub(super) fn note(&self) {
-        let state = &mut *self.state.borrow_mut();
-        if let Some(channel) = &state.direct {
-            let path = channel.connection.stats().path;
-            state.measure.note(path.sent_packets, path.lost_packets);
         }
     }
 
@@ -587,7 +589,9 @@ impl State {
                 .find(|(channel, liveness)| channel.via == Some(via) && liveness.is_trusted())
                 .map(|(channel, _)| Rc::clone(channel)),
         };
-        self.in_use = detour.or_else(|| self.direct.clone());
+        let before = std::mem::replace(&mut self.in_use, detour.or_else(|| self.direct.clone()));
+        let via = |channel: &Option<Rc<Channel>>| channel.as_ref().map(|channel| channel.via);
+        self.has_turned |= via(&before) != via(&self.in_use);
         if self.in_use.is_none() {
             let waited = self.queue.clear() + self.front.len();
             self.front.clear();

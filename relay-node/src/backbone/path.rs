@@ -71,7 +71,7 @@ impl Chooser {
         *self = Self { why: "the detour has failed", ..Self::default() };
     }
 
-    /// Once a second: `direct` is the direct link where it works, `others` the ways over others that do.
+    /// Several times a second: `direct` is the direct link where it works, `others` the ways over others that do.
     pub(super) fn choose(&mut self, now: Instant, direct: Option<Quality>, others: &[(MemberId, Quality)]) -> Way {
         let best = others.iter().copied().min_by_key(|(_, quality)| quality.cost());
         let current = match self.way {

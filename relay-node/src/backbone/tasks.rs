@@ -27,6 +27,8 @@ use crate::sys::epoll::Waker;
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks between reports.
 const LOOKS_PER_REPORT: u32 = 10;
+/// Looks between choices of ways: each compares every way over a third member to every member.
+const LOOKS_PER_CHOICE: u32 = 2;
 /// How long the relay that is dialled waits for the other one before it dials itself: it may be that only it can.
 const COURTESY: Duration = Duration::from_millis(1500);
 /// How long connections have to say that they end.
@@ -223,16 +225,16 @@ async fn look(hub: Rc<Hub>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in (0..LOOKS_PER_REPORT).cycle() {
         ticks.tick().await;
-        let has_failed = hub.look(Instant::now());
+        let (has_failed, has_turned) = hub.look(Instant::now());
         if tick == 0 {
             hub.tell_distances();
         }
-        if tick == 0 || has_failed {
+        if tick % LOOKS_PER_CHOICE == 0 || has_failed {
             for (link, via) in hub.choose_paths(Instant::now()) {
                 spawn_local(dial_detour(Rc::clone(&hub), link, via));
             }
         }
-        if tick == 0 {
+        if tick == 0 || has_turned {
             hub.report();
         }
     }

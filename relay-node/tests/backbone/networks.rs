@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use relay_node::backbone::{LinkDrop, LinkPath, Settings, Usability};
+use anyhow::{Context, Result, ensure};
+use relay_node::backbone::{BackboneOutbox, LinkDrop, LinkPath, LinkReport, Settings, Usability};
 use turn_core::policy::Network;
 
-use crate::node::{Ca, Node, wait_until, wired};
+use crate::node::{Ca, Node, send, wait_until, wired};
 use crate::wire::{Conditions, Wire};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -126,9 +126,9 @@ fn rtt_and_loss_are_measured() -> Result<()> {
     Ok(())
 }
 
-/// Offers so many bits per second in packets of 1,200 bytes of `flows` flows, for so long. The first eight bytes of
-/// each say when it was sent, in nanoseconds since `epoch`.
-fn offer(one: &mut Node, two: &Node, bits_per_second: u64, flows: u16, time: Duration, epoch: Instant) -> u64 {
+/// Offers so many bits per second in packets of 1,200 bytes of 16 flows, for so long, from the first to the second node.
+/// The first eight bytes of each say when it was sent, in nanoseconds since `epoch`.
+fn offer(outbox: &mut BackboneOutbox, nodes: [u8; 2], bits_per_second: u64, time: Duration, epoch: Instant) {
     let began = Instant::now();
     let mut sent = 0;
     while began.elapsed() < time {
@@ -136,12 +136,11 @@ fn offer(one: &mut Node, two: &Node, bits_per_second: u64, flows: u16, time: Dur
         for number in sent..due {
             let mut payload = [0; 1200];
             payload[..8].copy_from_slice(&(epoch.elapsed().as_nanos() as u64).to_be_bytes());
-            one.send(two, (number % u64::from(flows)) as u16, &payload);
+            send(outbox, nodes, (number % 16) as u16, &payload);
         }
         sent = due;
         std::thread::sleep(Duration::from_millis(1));
     }
-    sent
 }
 
 /// Bits per second that arrived in the last part of the time, and the delay that nine of ten were below.
@@ -176,29 +175,59 @@ const BOTTLENECK: Conditions = Conditions {
 /// What of the bottleneck is left for payload, in thousandths: IP, UDP, QUIC and our header around 1,200 bytes.
 const PAYLOAD_PERMILLE: u64 = 1200 * 1000 / (1200 + 28 + 40 + 15);
 
-fn overload(change: fn(&mut Settings)) -> Result<(u64, Duration)> {
-    let (_ca, mut one, two, _wire) = wired(BOTTLENECK, change)?;
+/// What is known of the line.
+type Line = (&'static str, fn(&mut Settings));
+
+const LINES: [Line; 3] = [
+    ("private, of known capacity", |settings| {
+        settings.private_networks = vec![LOOPBACK];
+        settings.capacity = Some(BOTTLENECK.rate);
+    }),
+    ("private, measured", |settings| settings.private_networks = vec![LOOPBACK]),
+    ("shared with others", |_| {}),
+];
+
+/// 32 Mbit/s by a line of 20, one way or each way: thousandths that were delivered one way of what payload it carries, and
+/// the delay that nine of ten packets were below.
+fn overload((_, change): Line, each_way: bool) -> Result<(u64, Duration, LinkReport)> {
+    let (_ca, mut one, mut two, _wire) = wired(BOTTLENECK, change)?;
     wait_until("the path is measured", || one.report(two.id()).is_some_and(|report| report.mtu > 1400))?;
     let epoch = Instant::now();
-    offer(&mut one, &two, 32_000_000, 16, 4 * SECOND, epoch);
-    Ok(arrived(&two, epoch, SECOND, 4 * SECOND))
+    std::thread::scope(|scope| {
+        if each_way {
+            scope.spawn(|| offer(&mut two.outbox, [2, 1], 32_000_000, 4 * SECOND, epoch));
+        }
+        offer(&mut one.outbox, [1, 2], 32_000_000, 4 * SECOND, epoch);
+    });
+    let report = one.report(two.id()).context("a link")?;
+    let (rate, p90) = arrived(&two, epoch, SECOND, 4 * SECOND);
+    Ok((rate * 1000 / (BOTTLENECK.rate * PAYLOAD_PERMILLE / 1000), p90, report))
 }
 
 #[test]
-fn an_overloaded_private_link_delivers_what_it_can_in_time() -> Result<()> {
-    let goal = BOTTLENECK.rate * PAYLOAD_PERMILLE / 1000 * 95 / 100;
-    let known: fn(&mut Settings) = |settings| {
-        settings.private_networks = vec![LOOPBACK];
-        settings.capacity = Some(20_000_000);
-    };
-    let measured: fn(&mut Settings) = |settings| settings.private_networks = vec![LOOPBACK];
-    for (what, change) in [("known", known), ("measured", measured)] {
+fn an_overloaded_link_delivers_what_it_can_in_time() -> Result<()> {
+    for line in LINES {
         best_of_three(|| {
-            let (rate, p90) = overload(change)?;
-            ensure!(rate >= goal, "capacity {what}: {rate} bit/s of {goal}");
-            ensure!(p90 <= Duration::from_millis(80), "capacity {what}: p90 {p90:?}");
+            let (permille, p90, report) = overload(line, false)?;
+            ensure!(permille >= 950, "{}: {permille} of 1000: {report:?}", line.0);
+            ensure!(p90 <= Duration::from_millis(80), "{}: p90 {p90:?}", line.0);
             Ok(())
         })?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "figures, not a judgement: needs a quiet machine"]
+#[allow(clippy::print_stderr)]
+fn how_much_of_a_narrow_line_is_used() -> Result<()> {
+    for line in LINES {
+        for each_way in [false, true] {
+            for _ in 0..5 {
+                let (permille, p90, report) = overload(line, each_way)?;
+                eprintln!("{}, each way: {each_way}: {permille} of 1000, p90 {p90:?}; {report:?}", line.0);
+            }
+        }
     }
     Ok(())
 }

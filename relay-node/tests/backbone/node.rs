@@ -157,15 +157,7 @@ impl Node {
 
     /// Sends from port 50000 + `flow` of this node to the same of another.
     pub(crate) fn send(&mut self, other: &Node, flow: u16, payload: &[u8]) -> bool {
-        let what = Outbound::Data {
-            member: other.id(),
-            source: relayed(self.number, flow),
-            destination: relayed(other.number, flow),
-            ip: IpMeta::default(),
-        };
-        let pushed = self.outbox.push(what, [payload, b""]).is_ok();
-        self.outbox.wake();
-        pushed
+        send(&mut self.outbox, [self.number, other.number], flow, payload)
     }
 
     /// What comes next.
@@ -177,6 +169,19 @@ impl Node {
     pub(crate) fn all(&self) -> Vec<Got> {
         self.got.try_iter().collect()
     }
+}
+
+/// As [`Node::send`], by the outbox of the first of two nodes.
+pub(crate) fn send(outbox: &mut BackboneOutbox, [from, to]: [u8; 2], flow: u16, payload: &[u8]) -> bool {
+    let what = Outbound::Data {
+        member: MemberId(to.into()),
+        source: relayed(from, flow),
+        destination: relayed(to, flow),
+        ip: IpMeta::default(),
+    };
+    let pushed = outbox.push(what, [payload, b""]).is_ok();
+    outbox.wake();
+    pushed
 }
 
 pub(crate) fn ip(number: u8) -> IpAddr {
