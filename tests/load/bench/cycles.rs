@@ -247,7 +247,7 @@ impl Round {
     fn send(&mut self) -> io::Result<()> {
         let to = self.plan.server;
         let messages = self.outgoing.iter().map(|(from, packet)| Message {
-            to,
+            to: Some(to),
             from: Some(IpAddr::V4(*from)),
             tos: 0,
             segment: None,
