@@ -1,8 +1,8 @@
-//! What idle, half-open and slow connections cost the real binary, and idle allocations. The bounds are those of the README.
+//! What idle, half-open and slow connections cost the real binary. The bounds are those of the README.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use turn_core::client::{Client, Event};
-use turn_core::{Key, Transport, credential};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BINDING: &[u8] = b"\x00\x01\x00\x00\x21\x12\xa4\x42abcdefghijkl";
@@ -21,11 +19,6 @@ const TLS_BOUND: usize = 16 << 10;
 const TCP_BOUND: usize = 2 << 10;
 /// Of a connection that is in the middle of its ClientHello.
 const HALF_OPEN_BOUND: usize = 32 << 10;
-/// Of an idle allocation of a UDP client, whose user has no other.
-const ALLOCATION_BOUND: usize = 1 << 10;
-/// What the process takes for itself once there are allocations: pages of pools and tables that are touched for the first
-/// time, journals of two workers.
-const ALLOCATIONS_BEGIN: usize = 1 << 20;
 
 /// The binary; killed when dropped.
 struct Relay {
@@ -72,11 +65,6 @@ impl Relay {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
         let kib: usize = line.split_whitespace().nth(1).context("a number")?.parse()?;
         Ok(kib << 10)
-    }
-
-    /// Descriptors it holds: a port of a relayed address is one.
-    fn descriptors(&self) -> Result<usize> {
-        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
     }
 
     fn connect(&self) -> Result<TcpStream> {
@@ -199,143 +187,4 @@ fn half_open_and_slow_connections_are_bounded() -> Result<()> {
     stream.set_nonblocking(true)?;
     assert_eq!(stream.read(&mut [0; 1]).expect_err("open").kind(), ErrorKind::WouldBlock);
     Ok(())
-}
-
-/// A client with an address of its own, whose socket is open only while it speaks.
-struct Caller {
-    client: Client,
-    from: SocketAddr,
-    relay: SocketAddr,
-}
-
-impl Caller {
-    fn new(number: u32, relay: SocketAddr) -> Self {
-        let key = Key { id: 1, secret: b"north".to_vec() };
-        let minted = credential::mint(&key, format!("user{number:08}").as_bytes(), 4_000_000_000);
-        let client = Client::new(turn_core::client::ClientConfig {
-            transport: Transport::Udp,
-            username: minted.username,
-            password: minted.password.into_bytes(),
-            family: None,
-            lifetime: None,
-            seed: [number as u8; 32],
-        });
-        // A /15 for the clients of each relay.
-        let of_relay = match relay.ip() {
-            IpAddr::V4(ip) => u32::from(ip.octets()[3]) << 17,
-            IpAddr::V6(_) => 0,
-        };
-        let from = (Ipv4Addr::from_bits(0x7F00_0000 + of_relay + number), 5000).into();
-        Self { client, from, relay: (relay.ip(), 3478).into() }
-    }
-
-    fn perform(&mut self, act: impl FnOnce(&mut Client, Instant)) -> Result<Event> {
-        let socket = UdpSocket::bind(self.from)?;
-        socket.connect(self.relay)?;
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-        act(&mut self.client, Instant::now());
-        let (mut answer, deadline) = ([0; 1500], Instant::now() + PATIENCE);
-        loop {
-            while let Some(packet) = self.client.poll_transmit() {
-                socket.send(&packet)?;
-            }
-            if let Ok(length) = socket.recv(&mut answer) {
-                self.client.handle_packet(Instant::now(), &answer[..length]);
-            }
-            if self.client.poll_timeout().is_some_and(|at| at <= Instant::now()) {
-                self.client.handle_timeout(Instant::now());
-            }
-            if let Some(event) = self.client.poll_event() {
-                return Ok(event);
-            }
-            anyhow::ensure!(Instant::now() < deadline, "no answer");
-        }
-    }
-
-    fn allocate(&mut self) -> Result<()> {
-        let event = self.perform(Client::allocate)?;
-        anyhow::ensure!(matches!(event, Event::Allocated { .. }), "{event:?}");
-        Ok(())
-    }
-
-    fn refresh(&mut self, lifetime: u32) -> Result<()> {
-        let event = self.perform(|client, now| client.refresh(now, lifetime))?;
-        anyhow::ensure!(matches!(event, Event::Refreshed(granted) if granted == lifetime), "{event:?}");
-        Ok(())
-    }
-}
-
-fn served_once(caller: &mut Caller) -> Result<()> {
-    caller.allocate()?;
-    caller.refresh(0)
-}
-
-/// Bytes of memory for each idle allocation, and what later rounds of as many left behind in all.
-fn allocations(count: u32, rounds: usize, ip: &str) -> Result<(usize, usize)> {
-    let directory = tempfile::tempdir()?;
-    let relay = Relay::start(directory.path(), ip)?;
-    let mut callers: Vec<Caller> = (0..count).map(|number| Caller::new(number, relay.address)).collect();
-    // Who is served has found everything open.
-    served_once(&mut callers[0])?;
-    let (empty, descriptors) = (relay.resident()?, relay.descriptors()?);
-    let mut full = Vec::new();
-    for _ in 0..rounds {
-        callers.iter_mut().try_for_each(Caller::allocate)?;
-        anyhow::ensure!(relay.descriptors()? >= descriptors + callers.len(), "a port each");
-        full.push(relay.resident()?);
-        callers.iter_mut().try_for_each(|caller| caller.refresh(0))?;
-        anyhow::ensure!(relay.descriptors()? == descriptors, "{} descriptors are left", relay.descriptors()?);
-    }
-    let each = full[0].saturating_sub(empty + ALLOCATIONS_BEGIN) / callers.len();
-    let growth = full[rounds - 1].max(relay.resident()?).saturating_sub(full[0]);
-    Ok((each, growth))
-}
-
-/// Rounds of 2,000, or of as many as `TURNPIKE_IDLE_ALLOCATIONS` says, which takes as many descriptors.
-#[test]
-#[expect(clippy::print_stdout, reason = "a figure is to be seen")]
-fn idle_allocations_cost_a_kilobyte_and_leave_nothing() -> Result<()> {
-    let count = number("TURNPIKE_IDLE_ALLOCATIONS", 2000)?;
-    let rounds = if count < 10_000 { 3 } else { 10 };
-    let (each, growth) = allocations(count, rounds, "127.1.9.4")?;
-    println!("figure: {count} idle allocations: {each} bytes each, {growth} bytes more after {rounds} rounds");
-    assert!(each <= ALLOCATION_BOUND, "{each} bytes each");
-    // Journals are rewritten meanwhile: a tenth of a kilobyte each is no growth.
-    assert!(growth <= ALLOCATIONS_BEGIN / 2 + 100 * count as usize, "{growth} bytes in {rounds} rounds");
-    Ok(())
-}
-
-/// 2,000 cycles, or as many as `TURNPIKE_ALLOCATION_CYCLES` says: a million take some minutes.
-#[test]
-#[expect(clippy::print_stdout, reason = "a figure is to be seen")]
-fn cycles_of_allocations_leave_nothing() -> Result<()> {
-    let cycles = number("TURNPIKE_ALLOCATION_CYCLES", 2000)?;
-    let directory = tempfile::tempdir()?;
-    let relay = Relay::start(directory.path(), "127.1.9.5")?;
-    let mut callers: Vec<Caller> = (0..100).map(|number| Caller::new(number, relay.address)).collect();
-    served_once(&mut callers[0])?;
-    let mut cycle = || {
-        callers.iter_mut().try_for_each(|caller| {
-            caller.allocate()?;
-            caller.refresh(600)?;
-            caller.refresh(0)
-        })
-    };
-    let descriptors = relay.descriptors()?;
-    // Pools and journals have their size, and the journal has been rewritten once, after a tenth.
-    (0..cycles / 1000 + 5).try_for_each(|_| cycle())?;
-    let before = relay.resident()?;
-    (0..cycles / 100).try_for_each(|_| cycle())?;
-    let growth = relay.resident()?.saturating_sub(before);
-    println!("figure: {cycles} cycles of allocate, refresh and delete: {growth} bytes more");
-    assert_eq!(relay.descriptors()?, descriptors, "every port is free again");
-    assert!(growth <= 2 * ALLOCATIONS_BEGIN, "{growth} bytes");
-    Ok(())
-}
-
-fn number(variable: &str, default: u32) -> Result<u32> {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().with_context(|| format!("{variable} is no number")),
-        Err(_) => Ok(default),
-    }
 }
