@@ -102,8 +102,8 @@ impl Server {
         let bound = if additional.is_some() { bind_both(host, wanted) } else { bind_one(host, wanted) }?;
         let lifetime = within_session(lifetime(proposed, &self.settings.limits), user.session, request.now);
         let deadline = request.now.mono + lifetime;
-        let addresses = [Some(bound.first), bound.second].into_iter().flatten();
-        let relays = Relays::new(addresses.map(|bound| Relay { address: bound.relayed, deadline }));
+        let addresses = [Some(bound.first), bound.second].map(|bound| bound.map(|bound| bound.relayed));
+        let relays = Relays::new(addresses.into_iter().flatten().map(|address| Relay { address, deadline }));
 
         let mut random = [0; 10];
         self.rng.fill_bytes(&mut random);
@@ -117,7 +117,7 @@ impl Server {
             created_at: request.now.wall,
         }) else {
             // A host that binds an address twice: the one that has it keeps it.
-            let bound: Vec<_> = relays.iter().map(|relay| relay.address).collect();
+            let bound: Vec<_> = addresses.into_iter().flatten().collect();
             self.release_all(&bound, user.name);
             return Err(ErrorCode::INSUFFICIENT_CAPACITY);
         };
@@ -138,7 +138,7 @@ impl Server {
 
     fn allocated(&mut self, slot: Slot, request: &Request<'_>, user: &User<'_>) -> Verdict {
         let allocation = self.table.get(slot);
-        let relays = *allocation.relays();
+        let relays = allocation.relays().clone();
         let end = relays.last_end().unwrap_or(request.now.mono);
         let lifetime = remaining(end.saturating_duration_since(request.now.mono));
         let (reservation, address_error) = (allocation.reservation(), allocation.address_error());

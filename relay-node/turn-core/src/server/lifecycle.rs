@@ -248,8 +248,9 @@ impl Server {
         if let Some(mobility) = &record.mobility {
             self.restore_mobility(slot, mobility);
         }
-        let has = |ip: IpAddr| relays.of(Family::of(ip)).is_some();
         let allocation = self.table.get_mut(slot);
+        let families = [Family::V4, Family::V6].map(|family| allocation.relays().of(family).map(|_| family));
+        let has = |ip: IpAddr| families.contains(&Some(Family::of(ip)));
         allocation.epoch = record.epoch;
         allocation.sequence = record.sequence;
         allocation.set_session(record.session);

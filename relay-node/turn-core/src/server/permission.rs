@@ -65,14 +65,14 @@ impl Server {
     /// Forgets the permissions that have ended.
     pub(super) fn purge_permissions(&mut self, slot: Slot, now: Instant) {
         let allocation = self.table.get_mut(slot);
-        let relays = *allocation.relays();
+        let relays = allocation.relays().clone();
         self.outputs.extend(forbid(relays, allocation.permissions.take(|_, deadline| deadline <= now)));
     }
 
     /// Forgets the permissions that the policy forbids; whether there was any.
     pub(super) fn enforce_on_permissions(&mut self, slot: Slot) -> bool {
         let allocation = self.table.get_mut(slot);
-        let (relays, policy, before) = (*allocation.relays(), &self.settings.policy, self.outputs.len());
+        let (relays, policy, before) = (allocation.relays().clone(), &self.settings.policy, self.outputs.len());
         self.outputs.extend(forbid(relays, allocation.permissions.take(|ip, _| policy.check_ip(ip).is_err())));
         self.outputs.len() != before
     }
@@ -80,13 +80,13 @@ impl Server {
     /// Forgets the permissions of a family, whose relayed address is about to go (RFC 8656 §8.1).
     pub(super) fn forget_permissions(&mut self, slot: Slot, family: Family) {
         let allocation = self.table.get_mut(slot);
-        let relays = *allocation.relays();
+        let relays = allocation.relays().clone();
         self.outputs.extend(forbid(relays, allocation.permissions.take(|ip, _| Family::of(ip) == family)));
     }
 
     /// The permissions of an allocation that is gone go with it.
     pub(super) fn take_back_permissions(&mut self, allocation: &Allocation) {
-        self.outputs.extend(forbid(*allocation.relays(), allocation.permissions.iter().map(|(ip, _)| ip)));
+        self.outputs.extend(forbid(allocation.relays().clone(), allocation.permissions.iter().map(|(ip, _)| ip)));
     }
 
     /// RFC 8656 §10.2: all peers or none.

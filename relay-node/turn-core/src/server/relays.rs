@@ -17,11 +17,11 @@ pub(super) struct Relay {
 }
 
 /// At most one relayed address per family; none only while an allocation is taken apart. Without what every address of
-/// the family has in common: an allocation keeps this.
-#[derive(Clone, Copy, Debug, Default)]
+/// the family has in common: an allocation keeps this. That of IPv6, which fewer have, is larger and on the heap.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Relays {
     v4: Option<Held<Ipv4Addr>>,
-    v6: Option<Held<Ipv6Addr>>,
+    v6: Option<Box<Held<Ipv6Addr>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ impl Relays {
                     by_family.v4.get_or_insert(Held { bound, advertised, port, deadline });
                 }
                 (IpAddr::V6(bound), IpAddr::V6(advertised)) => {
-                    by_family.v6.get_or_insert(Held { bound, advertised, port, deadline });
+                    by_family.v6.get_or_insert_with(|| Box::new(Held { bound, advertised, port, deadline }));
                 }
                 // Nobody translates between families: of no host.
                 _ => {}
@@ -65,7 +65,7 @@ impl Relays {
     pub(super) fn of(&self, family: Family) -> Option<Relay> {
         match family {
             Family::V4 => self.v4.as_ref().map(Held::relay),
-            Family::V6 => self.v6.as_ref().map(Held::relay),
+            Family::V6 => self.v6.as_deref().map(Held::relay),
         }
     }
 
