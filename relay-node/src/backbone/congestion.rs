@@ -35,11 +35,11 @@ const WHILE_IT_GROWS: f64 = 2.0;
 /// Less than this part of what came through before, while packets are late: what waits the other way makes them so, and as
 /// much more may be on its way, up to this long.
 const STARVED: f64 = 0.95;
-const MOST_LIFT: Duration = Duration::from_millis(15);
+const MOST_LIFT: Duration = Duration::from_millis(35);
 /// What is left of that after each round that is not so.
 const LIFT_LEFT: f64 = 0.99;
 /// Less than this part, while packets are late, is no other direction's doing.
-const NARROWER: f64 = 0.6;
+const NARROWER: f64 = 0.4;
 /// The rate of a shorter round says little.
 const LEAST_ROUND: Duration = Duration::from_millis(25);
 /// Acknowledgements that come closer together are of one batch: a round ends behind one, or its rate would be too high.
@@ -152,20 +152,21 @@ impl Private {
         let rate = through as f64 / elapsed.as_secs_f64();
         // More than the other direction may have done to it.
         let is_slow = rtt > wanted && rate < self.rates.best() * NARROWER;
-        let is_late = is_slow || rtt > wanted + QUEUE * 2 || loss > HARMFUL_LOSS;
+        let is_long = rtt > wanted + MOST_LIFT;
+        let is_late = is_slow || is_long || loss > HARMFUL_LOSS;
         let gain = self.rates.take(rate, is_late, now);
         self.lift = if rate < self.rates.best() * STARVED {
             self.lift.max(rtt.saturating_sub(wanted)).min(MOST_LIFT)
         } else {
             self.lift.mul_f64(LIFT_LEFT)
         };
-        let gain = if rtt > wanted + QUEUE { 1.0 } else { gain };
+        let gain = if is_long { 1.0 } else { gain };
         let window = self.window as f64;
         let target = self.rates.best() * (wanted + self.lift).as_secs_f64() * gain;
         // As long as there is no queue, the window is not too wide: a burst behind a pause does not show the rate. Where there
         // is a long one, it is not too narrow.
         let least = if rtt > wanted { window * 0.5 } else { window };
-        let most = if rtt > wanted + QUEUE { window } else { window * 2.0 };
+        let most = if is_long { window } else { window * 2.0 };
         self.set_window(match loss {
             0..=HARMLESS_LOSS => target.clamp(least, most),
             ..=HARMFUL_LOSS => target.clamp(least, window),
@@ -458,12 +459,11 @@ mod tests {
 
     #[test]
     fn neither_direction_starves_the_other() {
-        for later in [0, 5, 500] {
+        for later in [0, 1, 5, 20, 50, 500] {
             let mut path = Path::new(2_500_000, [Duration::ZERO, Duration::from_millis(later)]);
             path.run(Duration::from_secs(2));
-            for (permille, queue) in path.run(Duration::from_secs(25)) {
-                assert!(permille >= 900, "{later}: {permille}");
-                assert!(queue <= Duration::from_millis(40), "{later}: {queue:?}");
+            for (permille, _) in path.run(Duration::from_secs(25)) {
+                assert!(permille >= 930, "{later}: {permille}");
             }
         }
     }

@@ -13,7 +13,7 @@ const IDLE: VarInt = VarInt::from_u32(10_000);
 /// Short: what is kept waiting is kept in the fair queue. QUIC drops the oldest.
 const SEND_BUFFER: usize = 16 << 10;
 /// Path MTU discovery takes the loss of an overload for a black hole at times, and packets that do not fit are cut in two.
-const BLACK_HOLE: Duration = Duration::from_secs(5);
+const BLACK_HOLE: Duration = Duration::from_secs(2);
 /// Long: a burst waits here while the thread is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Every path carries it (RFC 9000 §14); more is found by trying.
