@@ -492,7 +492,8 @@ impl Link {
 
     fn look_at_direct(&self, state: &mut State, channel: &Channel, now: Instant) {
         let stats = channel.connection.stats();
-        state.measure.note(now, stats.path.sent_packets, stats.path.lost_packets);
+        state.measure.note(now, stats.path.rtt, stats.path.sent_packets, stats.path.lost_packets);
+        state.queue.set_elsewhere(state.measure.waits());
         let acks = stats.frame_rx.acks;
         // An acknowledgement shows that what is sent arrives, and that what comes back does.
         if acks != state.acks {

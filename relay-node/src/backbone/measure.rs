@@ -1,4 +1,4 @@
-//! Loss of a link over the last seconds (pure).
+//! Loss of a link over the last seconds, and what waits in the network (pure).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,24 +13,25 @@ const LEAST_PACKETS: u64 = 50;
 #[derive(Clone, Copy, Debug)]
 struct Note {
     at: Instant,
+    rtt: Duration,
     sent: u64,
     lost: u64,
 }
 
-/// Packets that QUIC has sent and lost, noted with each look at the link.
+/// Round trips, and packets that QUIC has sent and lost, noted with each look at the link.
 #[derive(Debug, Default)]
 pub(super) struct Measure {
     notes: VecDeque<Note>,
 }
 
 impl Measure {
-    /// Both since the connection began.
-    pub(super) fn note(&mut self, at: Instant, sent: u64, lost: u64) {
+    /// The round trip of late, and both counts since the connection began.
+    pub(super) fn note(&mut self, at: Instant, rtt: Duration, sent: u64, lost: u64) {
         // One that is as old as the window stays: it begins with it.
         while self.notes.get(1).is_some_and(|second| at.saturating_duration_since(second.at) >= WINDOW) {
             self.notes.pop_front();
         }
-        self.notes.push_back(Note { at, sent, lost });
+        self.notes.push_back(Note { at, rtt, sent, lost });
     }
 
     /// Thousandths, 0..=1000, of the last seconds or of the whole window, whichever is more.
@@ -44,6 +45,12 @@ impl Measure {
         let of_before = self.notes.partition_point(|note| last.at.saturating_duration_since(note.at) >= LATELY);
         let lately = self.notes.get(of_before.saturating_sub(1)).unwrap_or(first);
         since(first).max(since(lately))
+    }
+
+    /// How much longer than the shortest one the round trip is.
+    pub(super) fn waits(&self) -> Duration {
+        let shortest = self.notes.iter().map(|note| note.rtt).min().unwrap_or_default();
+        self.notes.back().map_or(Duration::ZERO, |last| last.rtt - shortest)
     }
 
     /// The connection is another one.
@@ -73,7 +80,7 @@ mod tests {
             for _ in 0..notes {
                 self.at += Duration::from_millis(100);
                 (self.sent, self.lost) = (self.sent + per_second / 10, self.lost + loss / 10);
-                self.measure.note(self.at, self.sent, self.lost);
+                self.measure.note(self.at, Duration::from_millis(40), self.sent, self.lost);
             }
             self.measure.loss_permille()
         }
@@ -102,9 +109,10 @@ mod tests {
     fn one_lost_probe_of_an_idle_link_is_two_percent() {
         let mut measure = Measure::default();
         let now = Instant::now();
-        measure.note(now, 0, 0);
-        measure.note(now + Duration::from_secs(1), 3, 1);
+        measure.note(now, Duration::from_millis(40), 0, 0);
+        measure.note(now + Duration::from_secs(1), Duration::from_millis(90), 3, 1);
         assert_eq!(measure.loss_permille(), 20);
+        assert_eq!(measure.waits(), Duration::from_millis(50));
         measure.begin_anew();
         assert_eq!(measure.loss_permille(), 0);
     }

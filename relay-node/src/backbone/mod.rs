@@ -59,6 +59,7 @@ pub use settings::{BackboneError, Identity, Settings};
 pub use usability::{Usabilities, Usability};
 
 use crate::sys::epoll::Waker;
+use crate::sys::process::wait_for_those_who_run;
 
 /// The running backbone. Dropping it closes every link in an orderly way, within a third of a second.
 pub struct Backbone {
@@ -110,6 +111,9 @@ impl Backbone {
             let (usabilities, reports) = (usabilities.clone(), Arc::clone(&reports));
             let deliver: Box<dyn Deliver> = Box::new(deliver);
             std::thread::Builder::new().name("backbone".into()).spawn(move || {
+                if let Err(error) = wait_for_those_who_run() {
+                    tracing::debug!("the backbone's thread interrupts workers: {error}");
+                }
                 let hub = Rc::new(hub::Hub::new(settings, endpoints, tls, deliver, usabilities, reports, rest));
                 LocalSet::new().block_on(&runtime, tasks::run(hub, inboxes, waker, orders));
             })?

@@ -21,6 +21,9 @@ const MOST_FLOWS: usize = 512;
 const QUANTUM: usize = 1500;
 /// What has waited longer gives way to what is behind it in its flow.
 const TOO_OLD: Duration = Duration::from_millis(25);
+/// And what has waited and will wait for longer than this, here and in the network together; but so long it may wait here.
+const TOO_OLD_TOGETHER: Duration = Duration::from_millis(40);
+const NEVER_TOO_OLD: Duration = Duration::from_millis(10);
 /// The newest packet of a flow is worth more: a flow that sends no more than its share loses nothing to a thread that
 /// was late.
 const NEWEST_TOO_OLD: Duration = Duration::from_millis(120);
@@ -49,6 +52,8 @@ pub(super) struct FairQueue {
     /// Where the longest was seen last; checked before it is believed.
     longest: usize,
     bytes: usize,
+    /// What waits in the network.
+    elsewhere: Duration,
     /// Empty queues of flows that have gone.
     spare: Vec<VecDeque<Item>>,
 }
@@ -61,6 +66,11 @@ impl FairQueue {
     /// Bytes that wait, with what they cost beside themselves.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// For so long packets wait in the network's queue too.
+    pub(super) fn set_elsewhere(&mut self, elsewhere: Duration) {
+        self.elsewhere = elsewhere;
     }
 
     /// Puts a frame behind those of its flow.
@@ -93,6 +103,7 @@ impl FairQueue {
 
     /// The next frame in turn; what is too old is dropped on the way.
     pub(super) fn pop(&mut self, now: Instant, drops: &mut LinkDrops) -> Option<Bytes> {
+        let too_old = TOO_OLD_TOGETHER.saturating_sub(self.elsewhere).clamp(NEVER_TOO_OLD, TOO_OLD);
         loop {
             let index = *self.turns.front()?;
             let flow = &mut self.flows[index];
@@ -101,7 +112,7 @@ impl FairQueue {
                 self.turns.pop_front();
                 continue;
             };
-            let patience = if flow.items.len() > 1 { TOO_OLD } else { NEWEST_TOO_OLD };
+            let patience = if flow.items.len() > 1 { too_old } else { NEWEST_TOO_OLD };
             if now.saturating_duration_since(item.since) > patience {
                 self.take_front(index);
                 drops.add(LinkDrop::TooOld, 1);
@@ -241,6 +252,21 @@ mod tests {
         let later = now + NEWEST_TOO_OLD + Duration::from_millis(1);
         assert_eq!(queue.pop(later, &mut drops), None);
         assert_eq!((drops.of(LinkDrop::TooOld), queue.bytes()), (3, 0));
+    }
+
+    #[test]
+    fn where_the_network_lets_packets_wait_they_wait_less_here() {
+        for (elsewhere, too_old) in [(0, 25), (15, 25), (25, 15), (60, 10)] {
+            let (mut queue, mut drops, now) = (FairQueue::default(), LinkDrops::default(), Instant::now());
+            queue.set_elsewhere(Duration::from_millis(elsewhere));
+            for number in 1..=3 {
+                queue.push(1, frame(number, 200), now, &mut drops);
+            }
+            let at = now + Duration::from_millis(too_old);
+            assert_eq!(queue.pop(at, &mut drops).map(|frame| frame[0]), Some(1), "{elsewhere}");
+            let later = at + Duration::from_millis(1);
+            assert_eq!(queue.pop(later, &mut drops).map(|frame| frame[0]), Some(3), "{elsewhere}");
+        }
     }
 
     #[test]

@@ -11,9 +11,9 @@ use super::congestion::{INITIAL_WINDOW, PrivateLink};
 /// A connection without a sign of life ends; the link has been left long before.
 const IDLE: VarInt = VarInt::from_u32(10_000);
 /// Short: what is kept waiting is kept in the fair queue. QUIC drops the oldest.
-const SEND_BUFFER: usize = 32 << 10;
-/// On a private link QUIC is given what it can send, and the delay is kept down.
-const SEND_BUFFER_PRIVATE: usize = 16 << 10;
+const SEND_BUFFER: usize = 16 << 10;
+/// Path MTU discovery takes the loss of an overload for a black hole at times, and packets that do not fit are cut in two.
+const BLACK_HOLE: Duration = Duration::from_secs(2);
 /// Long: a burst waits here while the thread is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Every path carries it (RFC 9000 §14); more is found by trying.
@@ -42,12 +42,15 @@ pub(super) enum Kind {
 pub(super) fn transport(kind: Kind) -> Arc<TransportConfig> {
     let mut acknowledgements = AckFrequencyConfig::default();
     acknowledgements.ack_eliciting_threshold(ACKNOWLEDGED_TOGETHER);
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.black_hole_cooldown(BLACK_HOLE);
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::from(IDLE)))
         .datagram_send_buffer_size(SEND_BUFFER)
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
         .initial_mtu(INITIAL_MTU)
+        .mtu_discovery_config(Some(mtu))
         .initial_rtt(INITIAL_RTT)
         .ack_frequency_config(Some(acknowledgements))
         // Frames are datagrams: nobody opens a stream.
@@ -59,9 +62,7 @@ pub(super) fn transport(kind: Kind) -> Arc<TransportConfig> {
         Kind::Internet => config.congestion_controller_factory(Arc::new(cubic)),
         Kind::Private { capacity } => {
             let capacity = capacity.map(|bits| bits / 8);
-            config
-                .datagram_send_buffer_size(SEND_BUFFER_PRIVATE)
-                .congestion_controller_factory(Arc::new(PrivateLink { capacity }))
+            config.congestion_controller_factory(Arc::new(PrivateLink { capacity }))
         }
         // What is longer is cut in two on the way.
         Kind::Detour => {

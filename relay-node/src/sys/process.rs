@@ -1,4 +1,4 @@
-//! Limits and clocks of the process.
+//! Limits, clocks and threads of the process.
 
 use std::io;
 use std::time::Duration;
@@ -27,6 +27,19 @@ fn descriptors() -> io::Result<libc::rlimit> {
     // SAFETY: `limit` is a valid, writable rlimit.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     Ok(limit)
+}
+
+/// Lets the calling thread never take the place of one that runs when it is woken (SCHED_BATCH of sched(7)): it waits until
+/// that one has done what it is at. For its share of the time that makes no difference.
+///
+/// # Errors
+/// As sched_setscheduler(2).
+pub fn wait_for_those_who_run() -> io::Result<()> {
+    // SAFETY: all zero is a valid sched_param, whatever is in it beside the priority.
+    let none: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: 0 is the calling thread; `none` is a valid sched_param, only read.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) })?;
+    Ok(())
 }
 
 /// CPU time of the calling thread since it began.

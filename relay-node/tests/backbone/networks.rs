@@ -325,7 +325,8 @@ fn a_better_way_over_a_third_member_is_taken_and_left() -> Result<()> {
         let took = arrived.duration_since(at);
         assert!((Duration::from_millis(29)..Duration::from_millis(80)).contains(&took), "{length}: {took:?}");
     }
-    assert!(three.report(two.id()).is_some_and(|report| report.counts.passed_on_packets > 0));
+    let has_passed_on = || three.report(two.id()).is_some_and(|report| report.counts.passed_on_packets > 0);
+    wait_until("the one in the middle has passed them on", has_passed_on)?;
     assert!(three.all().is_empty(), "the one in the middle is handed nothing");
     // The direct link is good again.
     wires[0].change(|conditions| conditions.delay = Duration::from_millis(5));
