@@ -167,10 +167,12 @@ impl Private {
         // is a long one, it is not too narrow.
         let least = if rtt > wanted { window * 0.5 } else { window };
         let most = if is_long { window } else { window * 2.0 };
-        self.set_window(match loss {
-            0..=HARMLESS_LOSS => target.clamp(least, most),
-            ..=HARMFUL_LOSS => target.clamp(least, window),
-            _ => window * 0.9,
+        self.set_window(if loss <= HARMLESS_LOSS {
+            target.clamp(least, most)
+        } else if loss <= HARMFUL_LOSS {
+            target.clamp(least, window)
+        } else {
+            window * 0.9
         });
     }
 
