@@ -249,7 +249,7 @@ fn dawdlers_cost_what_is_documented() -> Result<()> {
 /// Idle connections whose handshake is done. So many handshakes cost time, the client's half the test's own: `.ci/long`
 /// makes it 10,000.
 fn idle_by_tls() -> Result<u32> {
-    Ok(std::env::var("TURNPIKE_IDLE_TLS").unwrap_or_else(|_| "2000".into()).parse()?)
+    harness::number("TURNPIKE_IDLE_TLS", 2000)
 }
 
 /// The same of TLS.

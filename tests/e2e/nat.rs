@@ -88,7 +88,7 @@ fn browsers_behind_symmetric_nats_meet() -> Result<()> {
 
 /// Rounds of the comparison; `.ci/long` makes more.
 fn rounds() -> Result<usize> {
-    Ok(std::env::var("TURNPIKE_CALL_ROUNDS").unwrap_or_else(|_| "10".into()).parse()?)
+    harness::number("TURNPIKE_CALL_ROUNDS", 10)
 }
 
 fn median(times: &mut [Duration]) -> Duration {

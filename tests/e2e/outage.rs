@@ -17,8 +17,7 @@ const TRUE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Length of the outage; `.ci/long` makes it the ten minutes of the promise.
 fn outage() -> Result<Duration> {
-    let seconds = std::env::var("TURNPIKE_OUTAGE_SECONDS").unwrap_or_else(|_| "12".into());
-    Ok(Duration::from_secs(seconds.parse()?))
+    Ok(Duration::from_secs(harness::number("TURNPIKE_OUTAGE_SECONDS", 12)?))
 }
 
 async fn allocated(relay: &Relay, login: &Login) -> Result<TurnClient> {

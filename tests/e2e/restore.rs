@@ -13,7 +13,7 @@ use harness::peer::{Peer, Report, connect};
 use harness::place::Place;
 use harness::turn::{Login, TurnClient};
 use harness::volume::Volume;
-use harness::{Host, Scenario, eventually, run_within};
+use harness::{Host, Scenario, eventually, number, run_within};
 use serde_json::json;
 use turn_core::Transport;
 use turn_core::wire::Method;
@@ -24,13 +24,6 @@ const GAP: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The store has what happened longer ago than this (P2: 250 ms).
 const STORED: Duration = Duration::from_millis(500);
-
-fn number(variable: &str, default: usize) -> Result<usize> {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().with_context(|| format!("{variable}={text}")),
-        Err(_) => Ok(default),
-    }
-}
 
 /// A call between two browsers, a client of our own beside it, and somebody who listens on the relay's wire.
 struct Stage {

@@ -28,7 +28,7 @@ const GAP: Duration = Duration::from_secs(2);
 
 /// Calls in all; `.ci/long` makes it the 50 of the promise.
 fn calls() -> Result<usize> {
-    Ok(std::env::var("TURNPIKE_ROLLING_CALLS").unwrap_or_else(|_| "16".into()).parse()?)
+    harness::number("TURNPIKE_ROLLING_CALLS", 16)
 }
 
 /// How long an operator gives a relay to get empty, seconds: pages leave at a random moment of its first half.

@@ -171,8 +171,7 @@ impl Stage {
 
 /// Seconds of noise.
 fn noisy() -> Result<Duration> {
-    let seconds = std::env::var("TURNPIKE_NOISE_SECONDS").map_or(Ok(15), |seconds| seconds.parse())?;
-    Ok(Duration::from_secs(seconds))
+    Ok(Duration::from_secs(harness::number("TURNPIKE_NOISE_SECONDS", 15)?))
 }
 
 /// The direct way becomes long, then good, then loses: a call goes by the third relay while that is better, and only then;

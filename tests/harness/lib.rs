@@ -35,5 +35,5 @@ pub mod wait;
 pub mod web;
 
 pub use process::{Host, Process};
-pub use scenario::{Scenario, run, run_within};
+pub use scenario::{Scenario, number, run, run_within};
 pub use wait::eventually;

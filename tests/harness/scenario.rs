@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -71,6 +72,17 @@ impl Drop for Report<'_> {
                 eprintln!("{line}");
             }
         }
+    }
+}
+
+/// A number that the environment may give a test, so that `.ci/long` makes it longer.
+///
+/// # Errors
+/// It is given, and no such number.
+pub fn number<N: FromStr<Err: Into<anyhow::Error>>>(variable: &str, default: N) -> Result<N> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().map_err(Into::into).with_context(|| format!("{variable}={text} is no number")),
+        Err(_) => Ok(default),
     }
 }
 

@@ -11,12 +11,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use harness::cluster::{Cluster, Controller, Relay, RelayOptions, Store};
 use harness::flood::resident;
 use harness::place::Place;
 use harness::scenario::Scenario;
-use harness::{eventually, run_within};
+use harness::{eventually, number, run_within};
 use turn_core::Transport;
 use turn_core::client::{Client, ClientConfig, Event};
 
@@ -247,12 +247,5 @@ impl Caller {
         let event = self.perform(|client, now| client.refresh(now, lifetime))?;
         ensure!(matches!(event, Event::Refreshed(granted) if granted == lifetime), "{event:?}");
         Ok(())
-    }
-}
-
-fn number(variable: &str, default: usize) -> Result<usize> {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().with_context(|| format!("{variable} is no number")),
-        Err(_) => Ok(default),
     }
 }

@@ -5,7 +5,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use socket2::SockRef;
 
@@ -71,21 +71,18 @@ impl Connections {
 
 impl Relayed {
     /// The socket that is connected to where a run of packets goes, if there is one.
-    pub(super) fn connected(&self, key: usize, outgoing: &OutgoingQueue, run: Range<usize>) -> Option<&UdpSocket> {
+    pub(super) fn connected(&self, key: usize, outgoing: &OutgoingQueue, mut run: Range<usize>) -> Option<&UdpSocket> {
         let connected = self.socket(key)?.connected.as_deref()?;
         let fits = |item: &Outgoing| item.to == connected.peer && item.tos == 0 && !item.dont_fragment;
         // What differs in an IP header field takes the way through the lookups anyway.
-        run.into_iter().all(|position| fits(outgoing.at(position))).then_some(&connected.socket)
+        run.all(|position| fits(outgoing.at(position))).then_some(&connected.socket)
     }
 
     /// Takes note of a run of packets that has left by the first socket.
     pub(super) fn learn(&mut self, key: usize, outgoing: &OutgoingQueue, run: Range<usize>) {
         let to = outgoing.at(run.start).to;
-        let is_mixed = run.clone().any(|position| outgoing.at(position).to != to);
-        if is_mixed {
-            return;
-        }
-        if let Some(entry) = self.socket_mut(key)
+        if run.clone().all(|position| outgoing.at(position).to == to)
+            && let Some(entry) = self.socket_mut(key)
             && entry.habit.learn(to, run.len())
         {
             self.connections.proved.push((key, to));
@@ -140,7 +137,6 @@ fn open(first: &UdpSocket, bound: SocketAddr, peer: SocketAddr) -> io::Result<Ud
     });
     SockRef::from(first).set_reuse_address(false)?;
     // Half of the descriptors are for allocations.
-    let is_scarce =
-        |socket: &UdpSocket| u64::try_from(socket.as_fd().as_raw_fd()).is_ok_and(|fd| fd > descriptor_limit() / 2);
+    let is_scarce = |socket: &UdpSocket| u64::try_from(socket.as_raw_fd()).is_ok_and(|fd| fd > descriptor_limit() / 2);
     opened.and_then(|socket| if is_scarce(&socket) { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(socket) })
 }
